@@ -1,0 +1,15 @@
+"""The twin of _linux where there is no Linux: the same functions, and each refuses."""
+
+import sys
+from errno import ENOTSUP
+
+from ._cred import Cred
+from ._errors import UnsupportedError
+
+
+def peercred(fd: int) -> Cred:
+    raise _error()
+
+
+def _error() -> UnsupportedError:
+    return UnsupportedError(ENOTSUP, f"peercred asks the Linux kernel, and this platform is {sys.platform!r}")
