@@ -50,9 +50,8 @@ def _unwrap(conn: Connection) -> int:
         return int(conn)
     if hasattr(conn, "get_extra_info"):
         socket = conn.get_extra_info("socket")
-        if socket is None:
-            raise TypeError(f"{type(conn).__name__!r} object has no socket: pass the transport of a socket")
-        return socket.fileno()  # type: ignore[no-any-return]
+        # None of a uvloop transport that is closed, or of a pipe's: no descriptor, for the kernel to refuse.
+        return -1 if socket is None else socket.fileno()
     raise TypeError(
         f"{type(conn).__name__!r} object is not a connection: pass a socket, its int descriptor, or an asyncio "
         "transport or StreamWriter (of a trio stream, stream.socket; of an anyio stream, "

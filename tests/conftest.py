@@ -1,0 +1,87 @@
+"""Around every test: no descriptor and no child process is left behind. And, for CI, no test is skipped."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="a test that is skipped fails")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and item.config.getoption("--no-skips"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which --no-skips forbids: {report.longrepr}"
+    return report
+
+
+def open_descriptors() -> dict[str, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the one that listed the directory
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    before = open_descriptors()
+    yield
+    gc.collect()
+    assert open_descriptors() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that processes of every user can reach into; tmp_path is its owner's alone."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@pytest.fixture(params=["stream", "seqpacket"])
+def kind(request: pytest.FixtureRequest) -> socket.SocketKind:
+    """The types of Unix socket that connect and listen."""
+    return {"stream": socket.SOCK_STREAM, "seqpacket": socket.SOCK_SEQPACKET}[request.param]
+
+
+@pytest.fixture(params=["path", "abstract", "autobound"])
+def listener(request: pytest.FixtureRequest, kind: socket.SocketKind, place: Path) -> Iterator[socket.socket]:
+    """A listening socket of each type, at each kind of address, that every user may connect to."""
+    address = {"path": str(place / "socket"), "abstract": f"\0{place}", "autobound": ""}[request.param]
+    with socket.socket(socket.AF_UNIX, kind) as server:
+        server.bind(address)
+        if request.param == "path":
+            os.chmod(address, 0o666)
+        server.listen()
+        yield server
+
+
+@pytest.fixture
+def server() -> Iterator[socket.socket]:
+    """A plain listening socket, where its kind does not matter."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("")
+        server.listen()
+        yield server
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs

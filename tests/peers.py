@@ -1,0 +1,145 @@
+"""Real peers for the tests: forked processes, with ids and namespaces of their own, and what /proc says of them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pickle
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make processes of other users")
+needs_ipv6 = pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="needs a kernel with IPv6")
+
+CLONE_NEWUSER, CLONE_NEWPID = 0x10000000, 0x20000000
+
+
+class Child:
+    """A forked process that calls `function`, hands over what it returns, and lives on until closed."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        result, result_end = os.pipe()
+        stop, self._stop = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                try:
+                    outcome = (function(), None)
+                    status = 0
+                except BaseException:
+                    outcome = (None, traceback.format_exc())
+                with open(result_end, "wb") as file:
+                    pickle.dump(outcome, file)
+                os.read(stop, 1)
+            finally:
+                os._exit(status)
+        os.close(result_end)
+        os.close(stop)
+        self._result = open(result, "rb")  # noqa: SIM115
+        self._alive = True
+
+    def result(self) -> Any:
+        """What the function returned, once it has; its traceback fails the test."""
+        value, failure = pickle.load(self._result)
+        assert failure is None, f"in the child:\n{failure}"
+        return value
+
+    def status(self, key: str) -> list[int]:
+        """The numbers of a line of /proc/<pid>/status; of Uid: real, effective, saved, file system."""
+        return proc_status(self.pid, key)
+
+    def end(self) -> None:
+        """Let it exit, and wait until it is a zombie: dead, but not reaped."""
+        self._release()
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+
+    def reap(self) -> None:
+        """Let it exit, and take its status, so that no trace of it is left."""
+        self._alive = False
+        self._release()
+        _, status = os.waitpid(self.pid, 0)
+        assert status == 0, f"the child ended with status {status}"
+
+    def kill(self) -> None:
+        """End it by force, for it would not end by itself."""
+        self._alive = False
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+    def _release(self) -> None:
+        with contextlib.suppress(BrokenPipeError):  # it runs another program by now, or is a zombie
+            os.write(self._stop, b"x")
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if self._alive:
+                self.reap() if kind is None else self.kill()
+        finally:
+            self._result.close()
+            os.close(self._stop)
+
+
+def call(function: Callable[[], Any]) -> Any:
+    """What `function` returns in a process of its own."""
+    with Child(function) as child:
+        return child.result()
+
+
+def outcome(function: Callable[..., Any], *args: Any) -> Any:
+    """What it returns, or the type and errno of the OSError that it raises: fit to be handed over."""
+    try:
+        return function(*args)
+    except OSError as error:
+        return type(error), error.errno
+
+
+def proc_status(pid: int | str, key: str) -> list[int]:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return [int(word) for word in line.split()[1:]]
+    raise AssertionError(f"/proc/{pid}/status has no {key}")
+
+
+def become(*, uid: int | tuple[int, int, int], gid: int | tuple[int, int, int], groups: tuple[int, ...] = ()) -> None:
+    """Take ids on: one for all, or real, effective and saved."""
+    os.setgroups(groups)
+    os.setresgid(*((gid,) * 3 if isinstance(gid, int) else gid))
+    os.setresuid(*((uid,) * 3 if isinstance(uid, int) else uid))
+
+
+def connect(address: str | bytes, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX, kind)
+    try:
+        client.connect(address)
+    except OSError:
+        client.close()
+        raise
+    return client
+
+
+def connect_soon(path: str, server: Child) -> socket.socket:
+    """A connection to a server that may not be listening yet, but must not have ended."""
+    while True:
+        assert os.waitpid(server.pid, os.WNOHANG) == (0, 0), "the server has ended"
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            return connect(path)
+        time.sleep(0.01)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2), which os has from Python 3.12 only."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(flags) != 0:
+        raise OSError(ctypes.get_errno(), f"unshare({flags:#x})")

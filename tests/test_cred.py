@@ -1,0 +1,84 @@
+"""Cred is a value: frozen, comparable, hashable, and a good citizen of copy, pickle and match."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import pickle
+
+import pytest
+
+import peercred
+from peercred import Cred
+
+CRED = Cred(pid=2002, uid=1000, gid=1001)
+
+
+@pytest.fixture(params=["constructed", "read"])
+def cred(request, pair):
+    """Both kinds of Cred: one made by its constructor, and one made by read()."""
+    return CRED if request.param == "constructed" else peercred.read(pair[0])
+
+
+def test_fields():
+    """Three fields in the order of struct ucred."""
+    assert (CRED.pid, CRED.uid, CRED.gid) == (2002, 1000, 1001)
+    assert dataclasses.astuple(CRED) == (2002, 1000, 1001)
+
+
+def test_repr():
+    """The repr is as in the README, and evaluates to the value."""
+    assert repr(CRED) == "Cred(pid=2002, uid=1000, gid=1001)"
+    assert eval(repr(CRED)) == CRED
+
+
+@pytest.mark.parametrize("name", ["pid", "uid", "gid", "other"])
+def test_frozen(cred, name):
+    """Nothing can be changed, added or deleted."""
+    with pytest.raises((dataclasses.FrozenInstanceError, TypeError)):
+        setattr(cred, name, 0)
+    with pytest.raises((dataclasses.FrozenInstanceError, TypeError)):
+        delattr(cred, name)
+
+
+def test_slotted(cred):
+    """No instance dictionary."""
+    assert not hasattr(cred, "__dict__")
+
+
+def test_read_makes_what_the_constructor_makes(pair):
+    """read()'s way of building a Cred leaves nothing to tell it by."""
+    cred = peercred.read(pair[0])
+    made = Cred(os.getpid(), os.geteuid(), os.getegid())
+    assert type(cred) is Cred
+    assert (cred, hash(cred), repr(cred)) == (made, hash(made), repr(made))
+    assert {cred: 1}[made] == 1
+
+
+def test_comparable():
+    """Equal if all three are, and equal to nothing but a Cred."""
+    assert Cred(2002, 1000, 1001) == CRED
+    for other in (Cred(None, 1000, 1001), Cred(2002, 0, 1001), Cred(2002, 1000, 0), (2002, 1000, 1001)):
+        assert other != CRED
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickle(cred, protocol):
+    """Comes back equal, by every protocol."""
+    assert pickle.loads(pickle.dumps(cred, protocol)) == cred
+
+
+def test_copy(cred):
+    """copy, deepcopy and replace."""
+    assert copy.copy(cred) == copy.deepcopy(cred) == cred
+    assert dataclasses.replace(cred, pid=None) == Cred(None, cred.uid, cred.gid)
+
+
+def test_pattern_matching(cred):
+    """Positions and names match."""
+    match cred:
+        case Cred(pid, uid=uid, gid=gid):
+            assert (pid, uid, gid) == (cred.pid, cred.uid, cred.gid)
+        case _:
+            pytest.fail("no match")

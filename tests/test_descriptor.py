@@ -1,0 +1,138 @@
+"""What may be passed as a connection, and how everything else is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import errno
+import multiprocessing
+import os
+import socket
+
+import pytest
+
+import peercred
+
+
+class Holder:
+    """An object with a fileno() that returns, or raises, what it is given."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def fileno(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class Transport:
+    """An object with nothing but asyncio's get_extra_info()."""
+
+    def __init__(self, socket):
+        self.socket = socket
+
+    def get_extra_info(self, name, default=None):
+        return self.socket if name == "socket" else default
+
+
+def test_whatever_leads_to_a_descriptor(pair):
+    """Ints, sockets, their files, objects with fileno() and objects with get_extra_info() are all the same peer."""
+    sock = pair[0]
+    number = enum.IntEnum("Number", {"SOCKET": sock.fileno()})
+    with sock.makefile() as file:
+        for conn in (sock, sock.fileno(), number.SOCKET, file, Holder(sock.fileno()), Transport(sock)):
+            assert peercred.read(conn).pid == os.getpid()
+
+
+def test_multiprocessing_connection():
+    """A multiprocessing Pipe is a socketpair."""
+    ours, theirs = multiprocessing.Pipe()
+    with ours, theirs:
+        assert peercred.read(ours).uid == os.geteuid()
+
+
+def test_asyncio(place):
+    """A StreamWriter, its transport, and a protocol's transport are connections, and refused once closed."""
+
+    async def main():
+        answers = []
+
+        async def serve(reader, writer):
+            answers.extend([peercred.read(writer), peercred.read(writer.transport)])
+            writer.close()
+            await writer.wait_closed()
+
+        class Client(asyncio.Protocol):
+            def connection_made(self, transport):
+                answers.append(peercred.read(transport))
+
+            def connection_lost(self, error):
+                lost.set_result(error)
+
+        lost = asyncio.get_running_loop().create_future()
+        path = str(place / "socket")
+        async with await asyncio.start_unix_server(serve, path):
+            transport, _ = await asyncio.get_running_loop().create_unix_connection(Client, path)
+            await lost
+        await asyncio.sleep(0)
+        with pytest.raises(OSError, match="connected Unix socket") as caught:
+            peercred.read(transport)
+        assert caught.value.errno == errno.EBADF
+        return answers
+
+    assert asyncio.run(main()) == [peercred.Cred(os.getpid(), os.geteuid(), os.getegid())] * 3
+
+
+@pytest.mark.parametrize("conn", [None, True, False, "3", b"3", 3.0, [3], object(), socket.socket, Holder])
+def test_other_types_are_refused(conn):
+    """Anything else is a TypeError."""
+    with pytest.raises(TypeError):
+        peercred.read(conn)
+
+
+@pytest.mark.parametrize("words", ["int descriptor", "asyncio", "trio stream, stream.socket", "raw_socket"])
+def test_type_error_names_the_remedy(words):
+    """The message says what to pass instead, of trio and anyio too."""
+    with pytest.raises(TypeError, match=words):
+        peercred.read(None)
+
+
+def test_transport_without_a_socket_is_not_open():
+    """What a pipe's transport has, and uvloop's when closed, is an OSError as a closed socket is."""
+    with pytest.raises(OSError, match="should be a connected Unix socket") as caught:
+        peercred.read(Transport(None))
+    assert caught.value.errno == errno.EBADF
+
+
+@pytest.mark.parametrize("answer", [None, True, "3", 3.0, b"", object()])
+def test_fileno_that_is_no_int_is_refused(answer):
+    """Neither is a number made of what fileno() returned."""
+    with pytest.raises(TypeError, match=r"fileno\(\) of 'Holder' object returned .*, not an int"):
+        peercred.read(Holder(answer))
+    with pytest.raises(TypeError, match="not an int"):
+        peercred.read(Transport(Holder(answer)))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "no"), ValueError("closed"), AttributeError("its own")])
+def test_failure_of_fileno_comes_out(error):
+    """What fileno() raises is raised, an AttributeError of its own too."""
+    with pytest.raises(type(error)) as caught:
+        peercred.read(Holder(error))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("number", [-2, -(2**31), -(2**31) - 1, 2**31, 2**32, 2**64, -(2**64), 10**30])
+def test_numbers_that_no_descriptor_has_are_refused(number, pair):
+    """Nothing is cut down to 32 bits: 2^32 + a good descriptor is refused too."""
+    for conn in (number, Holder(number), 2**32 + pair[0].fileno(), 2**64 + pair[0].fileno()):
+        with pytest.raises(ValueError, match=r"no file descriptor has the number -?\d+: pass a socket"):
+            peercred.read(conn)
+
+
+@pytest.mark.parametrize("number", [2**31 - 1, 1_000_000])
+def test_numbers_that_are_not_open_are_the_kernels_affair(number):
+    """The highest possible descriptor reaches the kernel."""
+    with pytest.raises(OSError, match=str(number)) as caught:
+        peercred.read(number)
+    assert caught.value.errno == errno.EBADF

@@ -1,0 +1,213 @@
+"""Sockets without a peer, and things that are no sockets: each is refused, with its reason. The kernel says success."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+import tempfile
+from contextlib import ExitStack
+from socket import AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_UNIX, SOCK_DGRAM, SOCK_RAW, SOCK_SEQPACKET, SOCK_STREAM
+
+import pytest
+from peers import connect, needs_ipv6, needs_root
+
+import peercred
+
+NOBODY = (0, 2**32 - 1, 2**32 - 1)
+
+
+def raw(sock):
+    return struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+
+
+def refused(sock, number, words):
+    """All ways to pass it end in a NoPeerError, which is an OSError, with this errno and these words."""
+    for conn in (sock, sock.fileno()):
+        with pytest.raises(peercred.NoPeerError, match=words) as caught:
+            peercred.read(conn)
+        assert isinstance(caught.value, OSError)
+        assert caught.value.errno == number
+
+
+def unconnected(stack, kind):
+    return stack.enter_context(socket.socket(AF_UNIX, kind))
+
+
+def bound(stack, kind):
+    sock = unconnected(stack, kind)
+    sock.bind("")
+    return sock
+
+
+def failed(stack, kind):
+    """Connecting was refused, for nobody listens there."""
+    sock = unconnected(stack, kind)
+    with pytest.raises(ConnectionRefusedError):
+        sock.connect(bound(stack, kind).getsockname())
+    return sock
+
+
+def would_block(stack, kind):
+    """Connecting did not wait, for the queue is full."""
+    listener = bound(stack, kind)
+    listener.listen(0)
+    stack.enter_context(connect(listener.getsockname(), kind))
+    sock = unconnected(stack, kind)
+    sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        sock.connect(listener.getsockname())
+    return sock
+
+
+@pytest.mark.parametrize("make", [unconnected, bound, failed, would_block])
+def test_unconnected(make, kind):
+    """Every state before a connection is "not connected", where the kernel gives ids of -1 with success."""
+    with ExitStack() as stack:
+        sock = make(stack, kind)
+        assert raw(sock) == NOBODY
+        refused(sock, errno.ENOTCONN, "not connected: connect it, or pass what accept")
+
+
+def test_listening(listener):
+    """A listener is told to be one, where the kernel answers with the listener's own identity."""
+    assert raw(listener) == (os.getpid(), os.geteuid(), os.getegid())
+    refused(listener, errno.ENOTCONN, "listening socket: pass the accepted connection")
+
+
+def test_listening_with_a_client(listener, kind):
+    """A client in the queue, and an accepted one, do not make a listener answer."""
+    with connect(listener.getsockname(), kind):
+        refused(listener, errno.ENOTCONN, "listening socket")
+        conn, _ = listener.accept()
+        with conn:
+            refused(listener, errno.ENOTCONN, "listening socket")
+
+
+def test_datagram():
+    """Datagram sockets know no peer, connected by address or not, and the message says where to look instead."""
+    with ExitStack() as stack:
+        receiver = bound(stack, SOCK_DGRAM)
+        connected = unconnected(stack, SOCK_DGRAM)
+        connected.connect(receiver.getsockname())
+        for sock in (unconnected(stack, SOCK_DGRAM), receiver, connected):
+            assert raw(sock) == NOBODY
+            refused(sock, errno.ENOTCONN, "datagram socket without a fixed peer: .* each message")
+
+
+def test_datagram_pair_keeps_its_maker_after_connecting_elsewhere():
+    """The credentials of a datagram socketpair stay, whatever it is connected to later."""
+    with ExitStack() as stack:
+        receiver = bound(stack, SOCK_DGRAM)
+        for sock in map(stack.enter_context, socket.socketpair(AF_UNIX, SOCK_DGRAM)):
+            sock.connect(receiver.getsockname())
+            assert raw(sock) == (os.getpid(), os.geteuid(), os.getegid())
+            assert peercred.read(sock).pid == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        (AF_INET, SOCK_STREAM),
+        pytest.param(AF_INET6, SOCK_STREAM, marks=needs_ipv6),
+        (AF_INET, SOCK_DGRAM),
+        pytest.param(AF_INET6, SOCK_DGRAM, marks=needs_ipv6),
+        (AF_NETLINK, SOCK_RAW),
+        pytest.param(AF_PACKET, SOCK_RAW, marks=needs_root),
+    ],
+)
+def test_other_families(family, kind):
+    """No other family has peer credentials."""
+    with socket.socket(family, kind) as sock:
+        assert raw(sock) == NOBODY
+        refused(sock, errno.EAFNOSUPPORT, f"only Unix sockets .* address family {family}$")
+
+
+LOOPBACK = pytest.mark.parametrize(
+    ("family", "host"), [(AF_INET, "127.0.0.1"), pytest.param(AF_INET6, "::1", marks=needs_ipv6)]
+)
+
+
+@LOOPBACK
+def test_tcp_in_every_state(family, host):
+    """TCP has no credentials listening, connected or accepted either."""
+    with socket.create_server((host, 0), family=family) as listener:
+        refused(listener, errno.EAFNOSUPPORT, "only Unix sockets")
+        with socket.create_connection(listener.getsockname()[:2]) as client:
+            conn, _ = listener.accept()
+            with conn:
+                for sock in (client, conn):
+                    refused(sock, errno.EAFNOSUPPORT, "only Unix sockets")
+
+
+@LOOPBACK
+def test_connected_udp(family, host):
+    """UDP, connected."""
+    with socket.socket(family, SOCK_DGRAM) as sock:
+        sock.connect((host, 9))
+        refused(sock, errno.EAFNOSUPPORT, "only Unix sockets")
+
+
+def pipe(stack):
+    fds = os.pipe()
+    for fd in fds:
+        stack.callback(os.close, fd)
+    return fds[0]
+
+
+def event(stack):
+    import ctypes  # os.eventfd comes with Python 3.10 only where libc had it
+
+    fd = ctypes.CDLL(None).eventfd(0, 0)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def regular_file(stack):
+    return stack.enter_context(tempfile.TemporaryFile())
+
+
+def epoll(stack):
+    return stack.enter_context(select.epoll())
+
+
+@pytest.mark.parametrize("make", [pipe, event, regular_file, epoll])
+def test_not_a_socket(make):
+    """The kernel's ENOTSOCK, as an OSError that says what it should be."""
+    with ExitStack() as stack, pytest.raises(OSError, match="should be a connected Unix socket") as caught:
+        peercred.read(make(stack))
+    assert (type(caught.value), caught.value.errno) == (OSError, errno.ENOTSOCK)
+
+
+def closed_descriptor(stack):
+    with socket.socket() as sock:
+        return sock.fileno()
+
+
+def closed_socket(stack):
+    with socket.socket() as sock:
+        return sock
+
+
+def path_descriptor(stack):
+    fd = os.open("/dev/null", os.O_PATH)
+    stack.callback(os.close, fd)
+    return fd
+
+
+@pytest.mark.parametrize("make", [closed_descriptor, closed_socket, path_descriptor, lambda stack: -1])
+def test_not_open(make):
+    """The kernel's EBADF, of closed sockets and descriptors, O_PATH, and -1."""
+    with ExitStack() as stack, pytest.raises(OSError, match="should be a connected Unix socket") as caught:
+        peercred.read(make(stack))
+    assert (type(caught.value), caught.value.errno) == (OSError, errno.EBADF)
+
+
+def test_seqpacket_and_stream_pairs_have_a_peer():
+    """The counter-test: what these tests refuse is not everything."""
+    for kind in (SOCK_STREAM, SOCK_SEQPACKET):
+        with ExitStack() as stack:
+            sock, _ = map(stack.enter_context, socket.socketpair(AF_UNIX, kind))
+            assert peercred.read(sock).uid == os.geteuid()

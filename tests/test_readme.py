@@ -1,0 +1,82 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from peers import Child, become, call, connect, connect_soon, needs_root
+
+import peercred
+
+README = Path(__file__).parent.parent.joinpath("README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def blocks(language: str) -> list[str]:
+    return [text for kind, text in BLOCKS if kind == language]
+
+
+@needs_root
+def test_server(place):
+    """The server on the first screen welcomes its own user, and no one else, root neither."""
+    os.chmod(place, 0o777)
+    path = str(place / "door.sock")
+
+    def serve():
+        os.chdir(place)
+        become(uid=1001, gid=1001)
+        exec(compile(blocks("python")[0], "README.md", "exec"), {})
+
+    def visit(uid):
+        become(uid=uid, gid=uid)
+        with connect(path) as sock:
+            return sock.makefile("rb").read()
+
+    with Child(serve) as server:
+        with connect_soon(path, server) as sock:
+            assert sock.recv(100) == b"go away\n"
+        os.chmod(path, 0o666)
+        answers = {uid: call(lambda uid=uid: visit(uid)) for uid in (1001, 1002, 0)}
+        server.kill()
+    assert answers == {1001: b"welcome\n", 1002: b"go away\n", 0: b"go away\n"}
+
+
+def test_examples():
+    """The interactive examples, with whatever ids are this process's own."""
+    own = f"Cred(pid={os.getpid()}, uid={os.geteuid()}, gid={os.getegid()})"
+    text = "\n".join(blocks("pycon")).replace("Cred(pid=2002, uid=1000, gid=1000)", own)
+    assert own in text
+    test = doctest.DocTestParser().get_doctest(text, {}, "README.md", "README.md", 0)
+    result = doctest.DocTestRunner().run(test, clear_globs=False)
+    test.globs["conn"].close()
+    test.globs["other"].close()
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_error_table():
+    """Every error of the package's own stands in the README, and every name there exists."""
+    named = set(re.findall(r"`peercred\.(\w+)", README))
+    assert named >= {name for name in peercred.__all__ if name.endswith("Error")}
+    assert named <= {*peercred.__all__, "messages"}
+
+
+def test_main_job():
+    """`python -m peercred`, at the end of the first command, names a process of its own."""
+    assert "-m peercred" in blocks("sh")[0]
+    result = subprocess.run([sys.executable, "-m", "peercred"], check=True, capture_output=True, text=True)
+    pid = re.match(r"Process (\d+) has connected, and read\(\) says: ", result.stdout)[1]
+    assert result.stdout.endswith(f": Cred(pid={pid}, uid={os.geteuid()}, gid={os.getegid()})\n")
+
+
+def test_commands_are_the_two():
+    """One command runs the main job, one the tests; each starts from nothing."""
+    assert len(blocks("sh")) == 2
+    for command in blocks("sh"):
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
+    assert blocks("sh")[1].endswith("-m pytest\n")

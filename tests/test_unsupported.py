@@ -1,0 +1,81 @@
+"""Where there is no Linux: the package imports, and every call refuses. And where its build is broken, it is loud."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import peercred
+from peercred import _linux, _unsupported
+
+ELSEWHERE = """
+import sys
+sys.platform = "plan9"
+import socket
+import peercred
+
+ours, theirs = socket.socketpair()
+try:
+    peercred.read(ours)
+except OSError as error:
+    print(type(error) is peercred.UnsupportedError, error.errno, error, sep="|")
+print([name for name in sys.modules if "cffi" in name or "_libc" in name])
+"""
+
+
+def functions(module):
+    return {
+        name: inspect.signature(function)
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+def test_twins_have_the_same_functions():
+    """What one has, the other has, with the same signature."""
+    assert functions(_linux) == functions(_unsupported) != {}
+
+
+@pytest.mark.parametrize("name", functions(_unsupported))
+def test_each_refuses(name):
+    """Each function raises UnsupportedError(ENOTSUP), which names the platform."""
+    with pytest.raises(peercred.UnsupportedError, match=sys.platform) as caught:
+        getattr(_unsupported, name)(*[0] * len(functions(_unsupported)[name].parameters))
+    assert caught.value.errno == errno.ENOTSUP
+
+
+def test_another_platform():
+    """There, importing works without cffi and the compiled module, and `except OSError` catches the refusal."""
+    lines = subprocess.run([sys.executable, "-c", ELSEWHERE], check=True, capture_output=True, text=True).stdout
+    raised, modules = lines.splitlines()
+    assert raised.startswith(f"True|{errno.ENOTSUP}|")
+    assert "'plan9'" in raised
+    assert modules == "[]"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x7fELF broken"])
+def test_broken_build_on_linux_is_loud(tmp_path, content):
+    """Without its compiled module, or with a broken one, `import peercred` is an ImportError: never "unsupported"."""
+    package = Path(peercred.__file__).parent
+    compiled = Path(sys.modules["peercred._libc"].__file__)
+    shutil.copytree(package, tmp_path / "peercred", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    if content is not None:
+        (tmp_path / "peercred" / compiled.name).write_bytes(content)
+    result = subprocess.run(
+        [sys.executable, "-c", "import peercred"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "ImportError" in result.stderr or "ModuleNotFoundError" in result.stderr
+    assert "_libc" in result.stderr

@@ -1,0 +1,42 @@
+"""How typed code uses peercred: checked by mypy --strict, and run by test_house.py."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import peercred
+
+
+def of_a_socket(conn: socket.socket) -> peercred.Cred:
+    return peercred.read(conn)
+
+
+def of_a_descriptor(fd: int) -> int:
+    return peercred.read(fd).uid
+
+
+def of_a_writer(writer: asyncio.StreamWriter) -> int | None:
+    return peercred.read(writer).pid
+
+
+def of_a_transport(transport: asyncio.Transport) -> tuple[int, int]:
+    cred = peercred.read(transport)
+    return cred.uid, cred.gid
+
+
+def refused(conn: socket.socket) -> int | None:
+    try:
+        peercred.read(conn)
+    except peercred.NoPeerError as error:
+        return error.errno
+    except (peercred.UnsupportedError, OSError):
+        raise
+    return None
+
+
+def wrong(conn: socket.socket) -> None:
+    """What a type checker must refuse: --strict complains of an ignore that is not needed."""
+    peercred.read(None)  # type: ignore[arg-type]
+    peercred.read("3")  # type: ignore[arg-type]
+    peercred.read(conn).uid = 0  # type: ignore[misc]
