@@ -55,14 +55,14 @@ def shim(tmp_path_factory):
 
 @pytest.fixture
 def ask(shim):
-    """What a function of peercred prints of a good connection, when the option gives such an answer."""
+    """What a function of peercred answers of a good connection, when the option gives such an answer."""
 
-    def ask(function, option, answer=None, error=None):
+    def ask(function, option, answer=None, error=None, connected=True):
         program = f"""
 import socket, peercred
-ours, theirs = socket.socketpair()
+conn, other = socket.socketpair() if {connected} else (socket.socket(socket.AF_UNIX), None)
 try:
-    print(peercred.{function}(ours))
+    print(peercred.{function}(conn))
 except OSError as error:
     print(type(error).__name__, error.errno, error)
 """
@@ -113,3 +113,10 @@ def test_no_word_on_listening_is_no_permission(ask):
     assert ask("read", socket.SO_ACCEPTCONN, error=errno.EPERM).startswith(f"PermissionError {errno.EPERM} ")
     assert ask("read", socket.SO_ACCEPTCONN, b"").startswith("NoPeerError")
     assert ask("read", socket.SO_ACCEPTCONN, struct.pack("i", 1)).startswith("NoPeerError")
+
+
+@pytest.mark.parametrize("option", [socket.SO_DOMAIN, socket.SO_TYPE])
+def test_no_word_on_why_there_is_no_peer(ask, option):
+    """If the socket is closed while the reason is looked up, that is what comes out."""
+    answer = ask("read", option, error=errno.EBADF, connected=False)
+    assert answer.startswith(f"OSError {errno.EBADF} ")
