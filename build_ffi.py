@@ -30,16 +30,41 @@ DECLARATIONS = """
     #define SOL_SOCKET ...
     #define SO_ACCEPTCONN ...
     #define SO_DOMAIN ...
+    #define SO_PEERGROUPS ...
+    #define SO_PEERPIDFD ...
+    #define SO_PEERSEC ...
     #define SO_TYPE ...
 
     int getsockopt(int sockfd, int level, int optname, void *optval, socklen_t *optlen);
 
+    static int peer_option(int fd, int option, void *value, int size);
     static struct ucred peercred(int fd);
 """
 
 SOURCE = """
 #include <errno.h>
+#include <string.h>
 #include <sys/socket.h>
+
+/* What headers older than the running kernel lack. MIPS, Alpha and PowerPC have the common numbers here. */
+#ifndef SO_PEERGROUPS
+#if defined(__hppa__)
+#define SO_PEERGROUPS 0x4034
+#elif defined(__sparc__)
+#define SO_PEERGROUPS 61
+#else
+#define SO_PEERGROUPS 59
+#endif
+#endif
+#ifndef SO_PEERPIDFD
+#if defined(__hppa__)
+#define SO_PEERPIDFD 0x404B
+#elif defined(__sparc__)
+#define SO_PEERPIDFD 86
+#else
+#define SO_PEERPIDFD 77
+#endif
+#endif
 
 /* cffi lets go of the GIL around every call. getsockopt(2) never blocks, and to get the GIL back beside
    busy threads takes a switch interval of each, so this module keeps it, as CPython's socket.getsockopt
@@ -49,32 +74,37 @@ SOURCE = """
 #define Py_BEGIN_ALLOW_THREADS {
 #define Py_END_ALLOW_THREADS }
 
-/* Asks for a SO_PEER* option; 0, or a negative errno. A listening socket answers with its own identity and
-   counts as not connected. That is looked up last: a socket may begin to listen at any moment, and never stops. */
-static int peer_option(int fd, int option, void *value, socklen_t *length)
+/* Asks for a SO_PEER* option; the length of the answer, or a negative errno. What the kernel leaves unwritten is
+   -1, for 0 is root. A listening socket answers with its own identity and counts as not connected. That is looked
+   up last: a socket may begin to listen at any moment, and never stops. */
+static int peer_option(int fd, int option, void *value, int size)
 {
     int listening = 1;
-    socklen_t size = sizeof listening;
+    socklen_t length = size, listening_length = sizeof listening;
 
-    if (getsockopt(fd, SOL_SOCKET, option, value, length) != 0
-        || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) != 0)
+    memset(value, 0xff, size);
+    if (getsockopt(fd, SOL_SOCKET, option, value, &length) != 0
+        || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &listening_length) != 0)
         return -errno;
-    return listening ? -ENOTCONN : 0;
+    if (listening)
+        return -ENOTCONN;
+    return length <= (socklen_t)size ? (int)length : -EPROTO;
 }
 
 /* SO_PEERCRED in one crossing: the credentials, or as pid a negative errno. No peer is a success to the
    kernel, with ids of -1. */
 static struct ucred peercred(int fd)
 {
-    struct ucred cred = {-1, -1, -1};
-    socklen_t length = sizeof cred;
-    int error = peer_option(fd, SO_PEERCRED, &cred, &length);
+    struct ucred cred;
+    int length = peer_option(fd, SO_PEERCRED, &cred, sizeof cred);
 
-    if (error == 0 && length != sizeof cred)
-        error = -EPROTO;
-    if (error == 0 && (cred.uid == (uid_t)-1 || cred.gid == (gid_t)-1))
-        error = -ENOTCONN;
-    return error == 0 ? cred : (struct ucred){error, -1, -1};
+    if (length < 0)
+        cred.pid = length;
+    else if (length != sizeof cred)
+        cred.pid = -EPROTO;
+    else if (cred.uid == (uid_t)-1 || cred.gid == (gid_t)-1)
+        cred.pid = -ENOTCONN;
+    return cred;
 }
 """
 

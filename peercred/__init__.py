@@ -1,6 +1,9 @@
 """Who is at the other end of a Unix domain socket? The Linux kernel knows, and this asks it.
 
-    cred = peercred.read(conn)  # Cred(pid=2002, uid=1000, gid=1000)
+    peercred.read(conn)         # Cred(pid=2002, uid=1000, gid=1000)
+    peercred.read_groups(conn)  # (4, 27, 1000)
+    peercred.read_label(conn)   # b"system_u:system_r:init_t:s0"
+    peercred.open_pidfd(conn)   # 7
 
 An answer is what the kernel took down about the process that *connected* (or, seen from the client, that called
 listen), at that moment: its effective ids. It does not say who holds the socket now, or that the process still lives.
@@ -11,6 +14,6 @@ Every failure is an exception, never a default value, and those of the kernel's 
 
 from ._cred import Cred
 from ._errors import NoPeerError, UnsupportedError
-from ._read import read
+from ._read import open_pidfd, read, read_groups, read_label
 
-__all__ = ["Cred", "NoPeerError", "UnsupportedError", "read"]
+__all__ = ["Cred", "NoPeerError", "UnsupportedError", "open_pidfd", "read", "read_groups", "read_label"]

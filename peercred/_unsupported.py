@@ -11,5 +11,17 @@ def peercred(fd: int) -> Cred:
     raise _error()
 
 
+def peergroups(fd: int) -> tuple[int, ...]:
+    raise _error()
+
+
+def peersec(fd: int) -> bytes:
+    raise _error()
+
+
+def peerpidfd(fd: int) -> int:
+    raise _error()
+
+
 def _error() -> UnsupportedError:
     return UnsupportedError(ENOTSUP, f"peercred asks the Linux kernel, and this platform is {sys.platform!r}")

@@ -69,6 +69,10 @@ class Child:
         _, status = os.waitpid(self.pid, 0)
         assert status == 0, f"the child ended with status {status}"
 
+    def forget(self) -> None:
+        """The test itself has reaped it."""
+        self._alive = False
+
     def kill(self) -> None:
         """End it by force, for it would not end by itself."""
         self._alive = False

@@ -86,9 +86,10 @@ def test_asyncio(place):
 
 @pytest.mark.parametrize("conn", [None, True, False, "3", b"3", 3.0, [3], object(), socket.socket, Holder])
 def test_other_types_are_refused(conn):
-    """Anything else is a TypeError."""
-    with pytest.raises(TypeError):
-        peercred.read(conn)
+    """Anything else is a TypeError, of each function."""
+    for function in (peercred.read, peercred.read_groups, peercred.read_label, peercred.open_pidfd):
+        with pytest.raises(TypeError):
+            function(conn)
 
 
 @pytest.mark.parametrize("words", ["int descriptor", "asyncio", "trio stream, stream.socket", "raw_socket"])

@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+from peercred._libc import lib
+
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -21,7 +23,8 @@ SHIM = r"""
 #include <string.h>
 #include <sys/socket.h>
 
-/* getsockopt(2), but FAKE_OPTION answers the bytes of FAKE_ANSWER (in hex), or fails with FAKE_ERRNO. */
+/* getsockopt(2), but FAKE_OPTION answers the bytes of FAKE_ANSWER (in hex), or fails with FAKE_ERRNO. Too small a
+   buffer is ERANGE and the size, but for SO_PEERCRED, which is cut off; with FAKE_GROWTH the size is never enough. */
 int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 {
     int (*real)(int, int, int, void *, socklen_t *) = dlsym(RTLD_NEXT, "getsockopt");
@@ -32,6 +35,10 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
         return real(fd, level, option, value, length);
     if (error)
         return errno = atoi(error), -1;
+    if (getenv("FAKE_GROWTH"))
+        size = *length + atoi(getenv("FAKE_GROWTH"));
+    if (size > *length && option != SO_PEERCRED)
+        return *length = size, errno = ERANGE, -1;
     for (i = 0; i < size && i < *length; i++)
         sscanf(answer + 2 * i, "%2hhx", (unsigned char *)value + i);
     *length = size;
@@ -57,7 +64,7 @@ def shim(tmp_path_factory):
 def ask(shim):
     """What a function of peercred answers of a good connection, when the option gives such an answer."""
 
-    def ask(function, option, answer=None, error=None, connected=True):
+    def ask(function, option, answer=b"", error=None, connected=True, growth=None):
         program = f"""
 import socket, peercred
 conn, other = socket.socketpair() if {connected} else (socket.socket(socket.AF_UNIX), None)
@@ -66,8 +73,11 @@ try:
 except OSError as error:
     print(type(error).__name__, error.errno, error)
 """
-        fake = {"FAKE_ANSWER": answer.hex()} if error is None else {"FAKE_ERRNO": str(error)}
-        env = {**os.environ, "LD_PRELOAD": str(shim), "FAKE_OPTION": str(int(option)), **fake}
+        env = {**os.environ, "LD_PRELOAD": str(shim), "FAKE_OPTION": str(int(option)), "FAKE_ANSWER": answer.hex()}
+        if error is not None:
+            env["FAKE_ERRNO"] = str(error)
+        if growth is not None:
+            env["FAKE_GROWTH"] = str(growth)
         return subprocess.run(
             [sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True
         ).stdout.strip()
@@ -120,3 +130,92 @@ def test_no_word_on_why_there_is_no_peer(ask, option):
     """If the socket is closed while the reason is looked up, that is what comes out."""
     answer = ask("read", option, error=errno.EBADF, connected=False)
     assert answer.startswith(f"OSError {errno.EBADF} ")
+
+
+def gids(*numbers):
+    return struct.pack(f"{len(numbers)}I", *numbers)
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 10_000])
+def test_groups_of_any_number(ask, count):
+    """The kernel's order and duplicates, in one call or after growing."""
+    numbers = [*range(2**32 - 2, 2**32 - 2 - count // 2, -1), *[5] * (count - count // 2)]
+    assert ask("read_groups", lib.SO_PEERGROUPS, gids(*numbers)) == repr(tuple(numbers))
+
+
+@pytest.mark.parametrize("length", [1, 3, 5, 7])
+def test_groups_of_odd_length_are_refused(ask, length):
+    """Bytes that are no whole number of gids are no groups."""
+    assert ask("read_groups", lib.SO_PEERGROUPS, bytes(length)).startswith(f"OSError {errno.EPROTO} ")
+
+
+@pytest.mark.parametrize("function", ["read_groups", "read_label"])
+@pytest.mark.parametrize("growth", [-4, 0, 4, 4096])
+def test_size_that_is_never_right_ends(ask, function, growth):
+    """A size that changes with each call ends in an error or an answer, and not never."""
+    option = lib.SO_PEERGROUPS if function == "read_groups" else lib.SO_PEERSEC
+    answer = ask(function, option, b"A" * 8192, growth=growth)
+    assert answer.startswith(f"OSError {errno.ERANGE} ") == (growth > 0)
+
+
+LABELS = {
+    "selinux": (b"system_u:system_r:init_t:s0\0", b"system_u:system_r:init_t:s0"),
+    "selinux, categories": (b"staff_u:staff_r:staff_t:s0-s0:c0.c1023\0", b"staff_u:staff_r:staff_t:s0-s0:c0.c1023"),
+    "apparmor": (b"/usr/sbin/cupsd (enforce)", b"/usr/sbin/cupsd (enforce)"),
+    "apparmor, unconfined": (b"unconfined", b"unconfined"),
+    "not text": (b"odd name \xc3\xa9\xff (complain)", b"odd name \xc3\xa9\xff (complain)"),
+    "one NUL is the end, two are not": (b"label\0\0", b"label\0"),
+    "of a buffer's length": (b"x" * 256, b"x" * 256),
+    "of a buffer's length and a NUL": (b"x" * 256 + b"\0", b"x" * 256),
+    "long": (b"y" * 60_000 + b"\0", b"y" * 60_000),
+}
+
+
+@pytest.mark.parametrize("form", LABELS)
+def test_labels(ask, form):
+    """SELinux's and AppArmor's forms, of any length."""
+    answer, label = LABELS[form]
+    assert ask("read_label", socket.SO_PEERSEC, answer) == repr(label)
+
+
+@pytest.mark.parametrize("answer", [b"", b"\0"])
+def test_empty_label_is_an_error(ask, answer):
+    """No label is no answer."""
+    assert ask("read_label", socket.SO_PEERSEC, answer).startswith(f"OSError {errno.ENODATA} ")
+
+
+def test_label_of_a_socket_without_a_peer_is_an_error(ask):
+    """SELinux says `unlabeled`, with success, of a socket that has no peer."""
+    answer = ask("read_label", socket.SO_PEERSEC, b"system_u:object_r:unlabeled_t:s0\0", connected=False)
+    assert answer.startswith(f"NoPeerError {errno.ENOTCONN} ")
+
+
+def test_kernel_without_labels(ask):
+    """No security module is "unsupported", and names the option."""
+    answer = ask("read_label", socket.SO_PEERSEC, error=errno.ENOPROTOOPT)
+    assert answer.startswith(f"UnsupportedError {errno.ENOPROTOOPT} ")
+    assert "SO_PEERSEC" in answer
+
+
+def test_pidfd_outcomes_are_three(ask):
+    """Old kernel, peer gone and full table are told apart, as the kernels before 6.5, and from 6.5 to 6.15, say it."""
+    kinds = {
+        errno.ENOPROTOOPT: f"UnsupportedError {errno.ENOPROTOOPT} ",
+        errno.EINVAL: f"ProcessLookupError {errno.ESRCH} ",
+        errno.EMFILE: f"OSError {errno.EMFILE} ",
+    }
+    for error, expected in kinds.items():
+        assert ask("open_pidfd", lib.SO_PEERPIDFD, error=error).startswith(expected)
+
+
+def test_old_kernel_without_a_peer(ask):
+    """Where an old kernel would say "unsupported" of a socket that has no peer, the reason is the latter."""
+    for function, option in (("open_pidfd", lib.SO_PEERPIDFD), ("read_groups", lib.SO_PEERGROUPS)):
+        answer = ask(function, option, error=errno.ENOPROTOOPT, connected=False)
+        assert answer.startswith(f"NoPeerError {errno.ENOTCONN} ")
+
+
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_pidfd_cut_off_is_refused(ask, length):
+    """Fewer bytes than an int are no descriptor, and none is closed by mistake."""
+    assert ask("open_pidfd", lib.SO_PEERPIDFD, bytes(length)).startswith(f"OSError {errno.EPROTO} ")

@@ -23,13 +23,20 @@ def raw(sock):
     return struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
 
 
+SISTERS = [peercred.read, peercred.read_groups, peercred.read_label, peercred.open_pidfd]
+
+
 def refused(sock, number, words):
-    """All ways to pass it end in a NoPeerError, which is an OSError, with this errno and these words."""
-    for conn in (sock, sock.fileno()):
-        with pytest.raises(peercred.NoPeerError, match=words) as caught:
-            peercred.read(conn)
-        assert isinstance(caught.value, OSError)
-        assert caught.value.errno == number
+    """All four functions end in a NoPeerError, which is an OSError, with this errno and the same words."""
+    said = set()
+    for function in SISTERS:
+        for conn in (sock, sock.fileno()):
+            with pytest.raises(peercred.NoPeerError, match=words) as caught:
+                function(conn)
+            assert isinstance(caught.value, OSError)
+            assert caught.value.errno == number
+            said.add(str(caught.value))
+    assert len(said) == 1
 
 
 def unconnected(stack, kind):
@@ -173,11 +180,12 @@ def epoll(stack):
     return stack.enter_context(select.epoll())
 
 
+@pytest.mark.parametrize("function", SISTERS)
 @pytest.mark.parametrize("make", [pipe, event, regular_file, epoll])
-def test_not_a_socket(make):
+def test_not_a_socket(function, make):
     """The kernel's ENOTSOCK, as an OSError that says what it should be."""
     with ExitStack() as stack, pytest.raises(OSError, match="should be a connected Unix socket") as caught:
-        peercred.read(make(stack))
+        function(make(stack))
     assert (type(caught.value), caught.value.errno) == (OSError, errno.ENOTSOCK)
 
 
@@ -197,11 +205,12 @@ def path_descriptor(stack):
     return fd
 
 
+@pytest.mark.parametrize("function", SISTERS)
 @pytest.mark.parametrize("make", [closed_descriptor, closed_socket, path_descriptor, lambda stack: -1])
-def test_not_open(make):
+def test_not_open(function, make):
     """The kernel's EBADF, of closed sockets and descriptors, O_PATH, and -1."""
     with ExitStack() as stack, pytest.raises(OSError, match="should be a connected Unix socket") as caught:
-        peercred.read(make(stack))
+        function(make(stack))
     assert (type(caught.value), caught.value.errno) == (OSError, errno.EBADF)
 
 

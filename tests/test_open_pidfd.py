@@ -1,0 +1,302 @@
+"""open_pidfd(): the very process that connected, by the oracles of os.pidfd_open and /proc/self/fdinfo."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import resource
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from peers import CLONE_NEWPID, Child, become, call, connect, needs_root, unshare
+
+import peercred
+from peercred._libc import lib
+
+
+def kernel_can() -> bool:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        try:
+            value = ours.getsockopt(socket.SOL_SOCKET, lib.SO_PEERPIDFD, 4)
+        except OSError:
+            return False
+        os.close(int.from_bytes(value, sys.byteorder))
+        return True
+
+
+pytestmark = pytest.mark.skipif(not kernel_can(), reason="needs Linux 6.5, for SO_PEERPIDFD")
+
+
+def fdinfo(fd: int) -> int:
+    return int(re.search(r"^Pid:\s*(-?\d+)$", Path(f"/proc/self/fdinfo/{fd}").read_text(), re.MULTILINE)[1])
+
+
+def identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def own_identity(pid: int) -> tuple[int, int]:
+    fd = os.pidfd_open(pid)
+    try:
+        return identity(fd)
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def opened(server):
+    """A child that has connected, and the pidfd of it."""
+    with Child(lambda: connect(server.getsockname()).detach()) as child:
+        conn, _ = server.accept()
+        child.result()
+        with conn:
+            fd = peercred.open_pidfd(conn)
+            yield child, conn, fd
+            os.close(fd)
+
+
+def test_is_the_process_that_connected(opened):
+    """The kernel's number of it, and the identity of a pidfd that was opened by pid while it surely lives."""
+    child, conn, fd = opened
+    assert fdinfo(fd) == child.pid == peercred.read(conn).pid
+    assert identity(fd) == own_identity(child.pid)
+    assert identity(fd) != own_identity(os.getpid())
+
+
+def test_is_close_on_exec_and_new_each_time(opened):
+    """Every call makes one more descriptor, which no other program inherits."""
+    _, conn, fd = opened
+    other = peercred.open_pidfd(conn)
+    assert other != fd
+    assert identity(other) == identity(fd)
+    assert not os.get_inheritable(fd)
+    os.close(other)
+
+
+def test_signals(opened):
+    """signal.pidfd_send_signal reaches it."""
+    child, _, fd = opened
+    signal.pidfd_send_signal(fd, 0)
+    signal.pidfd_send_signal(fd, signal.SIGKILL)
+    _, status = os.waitpid(child.pid, 0)
+    child.forget()
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def test_poll_says_when_it_ends(opened):
+    """select.poll: not readable while it lives, readable once it has ended."""
+    child, _, fd = opened
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    assert poller.poll(0) == []
+    child.end()
+    assert poller.poll(0) == [(fd, select.POLLIN)]
+
+
+def test_waitid_of_a_child(opened):
+    """os.waitid(P_PIDFD) tells how a child ended."""
+    child, _, fd = opened
+    child.end()
+    result = os.waitid(os.P_PIDFD, fd, os.WEXITED)
+    child.forget()
+    assert (result.si_pid, result.si_status) == (child.pid, 0)
+
+
+def test_asyncio_add_reader(opened):
+    """An event loop sees the end of the process."""
+    child, _, fd = opened
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        loop.add_reader(fd, ended.set)
+        try:
+            await asyncio.sleep(0)
+            assert not ended.is_set()
+            child.end()
+            await ended.wait()
+        finally:
+            loop.remove_reader(fd)
+
+    asyncio.run(main())
+
+
+def test_zombie(server):
+    """Dead and not reaped: still that process, readable, and signal 0 succeeds."""
+    with Child(lambda: connect(server.getsockname()).detach()) as child:
+        conn, _ = server.accept()
+        child.result()
+        with conn:
+            child.end()
+            fd = peercred.open_pidfd(conn)
+            assert fdinfo(fd) == child.pid
+            assert identity(fd) == own_identity(child.pid)
+            assert select.select([fd], [], [], 0)[0] == [fd]
+            signal.pidfd_send_signal(fd, 0)
+            os.close(fd)
+
+
+def test_reaped(server):
+    """Gone: a pidfd of nobody, or ProcessLookupError where the kernel cannot say; never another process."""
+    with Child(lambda: connect(server.getsockname()).detach()) as child:
+        conn, _ = server.accept()
+        child.result()
+        child.reap()
+        with conn:
+            pid_or_none(conn)
+
+
+def pid_or_none(conn):
+    """What a dead and reaped peer's connection must give."""
+    try:
+        fd = peercred.open_pidfd(conn)
+    except ProcessLookupError as error:
+        assert error.errno == errno.ESRCH
+        return None
+    try:
+        assert fdinfo(fd) == -1
+        assert select.select([fd], [], [], 0)[0] == [fd]
+        with pytest.raises(ProcessLookupError):
+            signal.pidfd_send_signal(fd, 0)
+        return identity(fd)
+    finally:
+        os.close(fd)
+
+
+def test_follows_the_process_through_exec(server):
+    """Another program is the same process."""
+
+    def client():
+        sock = connect(server.getsockname())
+        os.dup2(sock.fileno(), 0)
+        os.dup2(sock.fileno(), 1)
+        os.execvp("cat", ["cat"])
+
+    with Child(client) as child:
+        conn, _ = server.accept()
+        with conn:
+            conn.send(b"x")
+            assert conn.recv(1) == b"x"  # it is cat by now
+            fd = peercred.open_pidfd(conn)
+            assert os.path.basename(os.readlink(f"/proc/{fdinfo(fd)}/exe")) in {"cat", "coreutils", "busybox"}
+            assert identity(fd) == own_identity(child.pid)
+            os.close(fd)
+
+
+def test_clients_own_end_has_the_listener(server):
+    """Of the last caller of listen()."""
+    with Child(server.listen) as other:
+        other.result()
+        with connect(server.getsockname()) as client:
+            fd = peercred.open_pidfd(client)
+            assert identity(fd) == own_identity(other.pid)
+            os.close(fd)
+
+
+@needs_root
+def test_peer_in_another_pid_namespace(server):
+    """From inside a namespace, a peer outside has no number, yet its pidfd is the right one, and works with poll."""
+
+    def inside():
+        with connect(server.getsockname()) as client:
+            fd = peercred.open_pidfd(client)
+            return peercred.read(client).pid, identity(fd), select.select([fd], [], [], 0)[0]
+
+    def namespace():
+        unshare(CLONE_NEWPID)
+        return call(inside)
+
+    assert call(namespace) == (None, own_identity(os.getpid()), [])
+
+
+@needs_root
+def test_recycled_pid(server):
+    """A stranger has the dead peer's number: read() gives that number, and the pidfd is not the stranger's."""
+
+    def inside():  # as pid 1 of a namespace, where nobody else takes numbers
+        with Child(lambda: become(uid=1001, gid=2001) or connect(server.getsockname()).detach()) as peer:
+            conn, _ = server.accept()
+            peer.result()
+        with conn:
+            Path("/proc/sys/kernel/ns_last_pid").write_text(str(peer.pid - 1))
+            with Child(lambda: None) as stranger:
+                stranger.result()
+                assert stranger.pid == peer.pid
+                assert peercred.read(conn) == peercred.Cred(stranger.pid, 1001, 2001)
+                assert own_identity(stranger.pid) != pid_or_none(conn)
+
+    def namespace():
+        unshare(CLONE_NEWPID)
+        call(inside)
+
+    call(namespace)
+
+
+def test_full_table_leaks_nothing(server):
+    """EMFILE, and the table is as it was."""
+
+    def full():
+        limit = 64
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        ours, _theirs = socket.socketpair()
+        taken = []
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                taken.append(os.dup(0))
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            peercred.open_pidfd(ours)
+        os.close(taken.pop())
+        fd = peercred.open_pidfd(ours)  # the one free place is still free
+        os.close(fd)
+        return caught.value.errno
+
+    assert call(full) == errno.EMFILE
+
+
+def test_listening_socket_leaks_nothing(server):
+    """Of a listener the kernel makes a pidfd, which is closed again. (conftest.py counts descriptors.)"""
+    for _ in range(100):
+        with pytest.raises(peercred.NoPeerError, match="listening"):
+            peercred.open_pidfd(server)
+
+
+def test_interrupted_call_leaks_nothing(pair):
+    """An exception at the worst moment, when the kernel has made the descriptor and nobody has it yet."""
+
+    def interrupt(frame, event, function):
+        if event == "c_return" and function == lib.peer_option:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+
+    interrupted = []
+    for _ in range(10):
+        sys.setprofile(interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                peercred.open_pidfd(pair[0])
+        finally:
+            sys.setprofile(None)
+    assert len(interrupted) == 10
+
+
+def test_signals_neither_lose_nor_leak(pair):
+    """Handlers that run in the middle of calls do not disturb them."""
+    handled = []
+    previous = signal.signal(signal.SIGALRM, lambda *_: handled.append(os.close(peercred.open_pidfd(pair[1]))))
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        while len(handled) < 100:
+            fd = peercred.open_pidfd(pair[0])
+            assert fdinfo(fd) == os.getpid()
+            os.close(fd)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

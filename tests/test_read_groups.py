@@ -1,0 +1,114 @@
+"""read_groups(): the supplementary groups that the peer had, by the oracle of /proc/<pid>/status."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from peers import CLONE_NEWUSER, Child, become, connect, needs_root, unshare
+
+import peercred
+
+pytestmark = needs_root
+
+
+def client_in(server, groups):
+    """A child in these groups that has connected to the server."""
+
+    def client():
+        become(uid=1001, gid=2001, groups=groups)
+        return connect(server.getsockname()).detach()
+
+    return Child(client)
+
+
+GROUPS = {
+    "none": (),
+    "one": (4,),
+    "several": (4, 27, 1000),
+    "with the primary": (27, 2001),
+    "duplicates": (7, 5, 5, 7, 5),
+    "32": tuple(range(100, 132)),
+    "a buffer": tuple(range(100, 164)),
+    "a buffer and one": tuple(range(100, 165)),
+    "257, more than the stdlib can": tuple(range(257)),
+    "above 2^31": (2**31, 3_000_000_000, 2**32 - 2),
+    "65536, all there can be": tuple(range(3_000_000_000, 3_000_065_536)),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups(server, name):
+    """Complete, in the kernel's order and with its duplicates; the primary gid is not added."""
+    with client_in(server, GROUPS[name]) as child:
+        conn, _ = server.accept()
+        with conn:
+            groups = peercred.read_groups(conn)
+            child.result()
+            assert list(groups) == child.status("Groups")
+            assert sorted(groups) == sorted(GROUPS[name])
+            assert type(groups) is tuple
+
+
+def test_own_groups_at_both_ends(pair):
+    """A socketpair's maker's groups are this process's own."""
+    for end in (*pair, pair[0].fileno()):
+        assert sorted(peercred.read_groups(end)) == sorted(os.getgroups())
+
+
+def test_groups_are_frozen_at_connect(server):
+    """Groups given up or taken later do not count."""
+
+    def client():
+        os.setgroups([4, 5])
+        sock = connect(server.getsockname())
+        os.setgroups([6])
+        return sock.detach()
+
+    with Child(client) as child:
+        conn, _ = server.accept()
+        with conn:
+            child.result()
+            assert child.status("Groups") == [6]
+            assert peercred.read_groups(conn) == (4, 5)
+
+
+def test_groups_of_a_dead_peer(server):
+    """They outlive the process."""
+    with client_in(server, (4, 5)) as child:
+        conn, _ = server.accept()
+        with conn:
+            child.result()
+            child.reap()
+            assert peercred.read_groups(conn) == (4, 5)
+
+
+def test_clients_own_end_has_the_listeners_groups(server):
+    """Of the last caller of listen()."""
+    with Child(lambda: os.setgroups([8, 9]) or server.listen()) as other:
+        other.result()
+        with connect(server.getsockname()) as client:
+            assert peercred.read_groups(client) == (8, 9)
+
+
+def test_unmapped_groups(server):
+    """In a user namespace each group without a mapping is the overflow id, in its place, and none is dropped."""
+
+    def reader():
+        unshare(CLONE_NEWUSER)
+        ours.send(b"x")
+        assert ours.recv(1) == b"y"
+        return peercred.read_groups(conn)
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, client_in(server, (10, 20, 30, 40)) as child:
+        conn, _ = server.accept()
+        child.result()
+        with conn, Child(reader) as other:
+            theirs.recv(1)
+            Path(f"/proc/{other.pid}/gid_map").write_text("5 40 1")
+            theirs.send(b"y")
+            overflow = int(Path("/proc/sys/kernel/overflowgid").read_text())
+            assert other.result() == (overflow, overflow, overflow, 5)
