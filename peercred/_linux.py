@@ -7,18 +7,15 @@ from ._cred import Cred, Draft
 from ._errors import NoPeerError, UnsupportedError
 from ._libc import ffi, lib
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-_GID_ARRAY = ffi.typeof("gid_t[]")
-_CHAR_ARRAY = ffi.typeof("char[]")
-_SIZES = 256, 8192, 2**18  # in bytes; the last holds the 65,536 groups that there can be
+# An answer of any length: a buffer that nearly always suffices; for the rest, one for the 65,536 groups that there
+# can be, and for a label of a size that no security module comes near.
+_GIDS, _ALL_GIDS = ffi.typeof("gid_t[64]"), ffi.typeof("gid_t[65536]")
+_CHARS, _MANY_CHARS = ffi.typeof("char[256]"), ffi.typeof("char[1048576]")
+_new = ffi.new_allocator(should_clear_after_alloc=False)  # peer_option() fills it
 
 # Bound once: an attribute of lib or ffi costs 50 ns each time.
 _ucred, _peer_option, _unpack = lib.peercred, lib.peer_option, ffi.unpack
 _SO_PEERGROUPS = lib.SO_PEERGROUPS
-_new = ffi.new_allocator(should_clear_after_alloc=False)  # peer_option() fills it
 
 
 def peercred(fd: int) -> Cred:
@@ -37,13 +34,27 @@ def peercred(fd: int) -> Cred:
 
 def peergroups(fd: int) -> tuple[int, ...]:
     """SO_PEERGROUPS."""
-    return tuple(_array(fd, _SO_PEERGROUPS, "SO_PEERGROUPS", _GID_ARRAY, 4))
+    gids = _new(_GIDS)
+    length = _peer_option(fd, _SO_PEERGROUPS, gids, 256)
+    if length == -ERANGE:
+        gids = _new(_ALL_GIDS)
+        length = _peer_option(fd, _SO_PEERGROUPS, gids, 262144)
+    if length < 0 or length % 4:
+        raise _error(fd, length, "SO_PEERGROUPS")
+    return tuple(_unpack(gids, length // 4))
 
 
 def peersec(fd: int) -> bytes:
     """SO_PEERSEC."""
     peercred(fd)  # first: SELinux has a label for a socket without a peer as well
-    label: bytes = _array(fd, lib.SO_PEERSEC, "SO_PEERSEC", _CHAR_ARRAY, 1).removesuffix(b"\0")
+    chars = _new(_CHARS)
+    length = _peer_option(fd, lib.SO_PEERSEC, chars, 256)
+    if length == -ERANGE:
+        chars = _new(_MANY_CHARS)
+        length = _peer_option(fd, lib.SO_PEERSEC, chars, 1048576)
+    if length < 0:
+        raise _error(fd, length, "SO_PEERSEC")
+    label: bytes = _unpack(chars, length).removesuffix(b"\0")
     if not label:
         raise OSError(ENODATA, "the security module has recorded an empty label")
     return label
@@ -66,18 +77,6 @@ def peerpidfd(fd: int) -> int:
         if pidfd[0] >= 0:
             os.close(pidfd[0])
         raise
-
-
-def _array(fd: int, option: int, name: str, array: "Any", itemsize: int) -> "Any":
-    """An option of any length: what cffi unpacks from an array of this type."""
-    for size in _SIZES:
-        values = _new(array, size // itemsize)
-        length = _peer_option(fd, option, values, size)
-        if length >= 0 and length % itemsize == 0:
-            return _unpack(values, length // itemsize)
-        if length != -ERANGE:
-            break
-    raise _error(fd, length, name)
 
 
 def _error(fd: int, result: int, option: str) -> OSError:

@@ -1,9 +1,10 @@
 """What a call of peercred costs, beside other ways to the same answer. A script, which pytest does not collect:
 
-    python tests/benchmark.py [calls] [threads] [import] [growth]
+    python tests/benchmark.py [calls] [groups] [threads] [import] [growth]
 
 calls    median time of one call on one connected socket, as a multiple of the same two system calls in a bare
          C loop, compiled here by $CC or cc, and of the standard library doing the same job
+groups   what the number of the peer's supplementary groups costs, up to the 65,536 that there can be (as root)
 threads  median and 99th percentile of a single call while two other threads keep the interpreter busy
 import   what `import peercred` takes when dataclasses, most of its cost, is imported already
 growth   memory and descriptors gained by a million calls, half of which fail
@@ -23,7 +24,8 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from array import array
+from contextlib import ExitStack
 from dataclasses import dataclass
 from errno import ENOTCONN
 from itertools import cycle, islice
@@ -37,7 +39,7 @@ from timeit import Timer
 from typing import Any
 
 import peercred
-from peercred import read
+from peercred import read, read_groups  # noqa: F401, in statements
 
 try:
     from unix_cred import get_peer_pid_uid_gid
@@ -46,16 +48,21 @@ except ImportError:
 
 C_LOOP, SAME_JOB, UNIX_CRED, READ = "C loop", "stdlib, same job", "unix-cred", "peercred.read(sock)"
 
-# The rows of the calls section. A statement sees this module's names, and `scope` in calls().
-CALLS = {
-    C_LOOP: "c_loop(fd, calls)",
-    "stdlib, tuple idiom": "struct.unpack('3i', sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 12))",
-    SAME_JOB: "same_job(sock)",
-    "ctypes, getsockopt": "ctypes_idiom(sock)",
-    UNIX_CRED: "get_peer_pid_uid_gid(sock)",
-    READ: "read(sock)",
-    "peercred.read(fd)": "read(fd)",
+# Name, statement, and how many calls one execution of it makes. It sees this module's names, and a `scope`.
+Rows = dict[str, tuple[str, int]]
+CALLS: Rows = {
+    C_LOOP: ("C.c_loop(fd, 1000)", 1000),  # many, or this would time how ctypes gets there
+    "stdlib, tuple idiom": ("struct.unpack('3i', sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 12))", 1),
+    SAME_JOB: ("same_job(sock)", 1),
+    "ctypes, getsockopt": ("ctypes_idiom(sock)", 1),
+    UNIX_CRED: ("get_peer_pid_uid_gid(sock)", 1),
+    READ: ("read(sock)", 1),
+    "peercred.read(fd)": ("read(fd)", 1),
+    "peercred.read_groups(sock)": ("read_groups(sock)", 1),
+    "peercred.read_label(sock)": ("peercred.read_label(sock)", 1),
+    "peercred.open_pidfd(sock), os.close": ("os.close(peercred.open_pidfd(sock))", 1),
 }
+ALL_GROUPS, ALL_IN_C = "read_groups, 65,536 groups", "C, 65,536 groups, and a tuple of them"
 
 C_SOURCE = """
 #define _GNU_SOURCE
@@ -68,6 +75,16 @@ void c_loop(int fd, long calls)
         int listening;
         socklen_t length = sizeof cred, size = sizeof listening;
         getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &length);
+        getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
+    }
+}
+
+void c_groups(int fd, void *gids, long calls)
+{
+    while (calls-- > 0) {
+        int listening;
+        socklen_t length = 65536 * sizeof(gid_t), size = sizeof listening;
+        getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, gids, &length);
         getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
     }
 }
@@ -117,48 +134,83 @@ def ctypes_idiom(sock: socket) -> Ucred:
     return cred
 
 
-def compile_c_loop() -> Callable[[int, int], None]:
+def compile_c() -> ctypes.CDLL:
     with TemporaryDirectory() as tmp:
         source, library = Path(tmp, "loop.c"), Path(tmp, "loop.so")
         source.write_text(C_SOURCE)
         compiler = shlex.split(os.environ.get("CC") or "cc")
         subprocess.run([*compiler, "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
-        loop = ctypes.CDLL(str(library)).c_loop  # stays mapped when the file is gone
-    loop.argtypes, loop.restype = (ctypes.c_int, ctypes.c_long), None
-    return loop
+        compiled = ctypes.CDLL(str(library))  # stays mapped when the file is gone
+    compiled.c_loop.argtypes = ctypes.c_int, ctypes.c_long
+    compiled.c_groups.argtypes = ctypes.c_int, ctypes.c_void_p, ctypes.c_long
+    return compiled
+
+
+class Times(dict[str, list[float]]):
+    """The nanoseconds of a call of each row, in each round."""
+
+    def measure(self, rows: Rows, scope: dict[str, Any], rounds: int, calls: int) -> None:
+        timers = {name: (Timer(statement, globals=scope), batch) for name, (statement, batch) in rows.items()}
+        for _ in range(rounds):
+            for name, (timer, batch) in timers.items():
+                number = max(1, calls // batch)
+                self.setdefault(name, []).append(timer.timeit(number) / number / batch * 1e9)
+
+    def ratio(self, name: str, base: str) -> float:
+        """Of each round, whose parts lie milliseconds apart: a slow spell of the machine hits both."""
+        pairs = zip(self.get(name, [nan]), self.get(base, [nan]), strict=False)
+        return median(one / other for one, other in pairs)
 
 
 def calls(options: argparse.Namespace) -> None:
+    times = Times()
     missing = {} if get_peer_pid_uid_gid else {UNIX_CRED: "not installed"}
     sock, other = socketpair(AF_UNIX)
     with sock, other:
-        scope = {**globals(), "sock": sock, "fd": sock.fileno(), "calls": options.calls}
+        scope = {**globals(), "sock": sock, "fd": sock.fileno(), "C": compile_c()}
         try:
-            scope["c_loop"] = compile_c_loop()
-        except (OSError, ValueError, subprocess.CalledProcessError) as error:
-            print(error, file=sys.stderr)
-            missing[C_LOOP] = "not compiled"
-        timers = {name: Timer(statement, globals=scope) for name, statement in CALLS.items() if name not in missing}
-        ns = {name: [nan] for name in missing} | {name: [] for name in timers}
-        for _ in range(options.rounds):
-            for name, timer in timers.items():
-                # The C loop makes all its calls in one statement, or this would time how ctypes gets there.
-                seconds = timer.timeit(1 if name == C_LOOP else options.calls)
-                ns[name].append(seconds / options.calls * 1e9)
-
-    def ratio(name: str, base: str) -> float:
-        """Of each round, whose parts lie milliseconds apart: a slow spell of the machine hits both."""
-        return median(one / other for one, other in zip(ns[name], ns[base], strict=False))
+            peercred.read_label(sock)
+        except peercred.UnsupportedError:
+            missing["peercred.read_label(sock)"] = "unsupported"
+        times.measure(
+            {name: CALLS[name] for name in CALLS if name not in missing}, scope, options.rounds, options.calls
+        )
 
     def row(name: str) -> tuple[str, ...]:
-        time = missing.get(name) or f"{median(ns[name]):.0f}"
-        return name, time, f"{ratio(name, C_LOOP):.2f}", f"{ratio(name, SAME_JOB):.2f}"
+        time = missing.get(name) or f"{median(times[name]):.0f}"
+        return name, time, f"{times.ratio(name, C_LOOP):.2f}", f"{times.ratio(name, SAME_JOB):.2f}"
 
     title = f"calls: medians of {options.rounds} rounds of {options.calls}, and of each round's ratios"
     table(title, ("", "ns", "/ C loop", "/ same job"), *map(row, CALLS))
-    target("read / stdlib, same job", ratio(READ, SAME_JOB), at_most=0.85)
-    target("read / C loop", ratio(READ, C_LOOP), at_most=2.4)
-    target("unix-cred / read", ratio(UNIX_CRED, READ), at_least=1.7)
+    target("read / stdlib, same job", times.ratio(READ, SAME_JOB), at_most=0.85)
+    target("read / C loop", times.ratio(READ, C_LOOP), at_most=2.4)
+    target("unix-cred / read", times.ratio(UNIX_CRED, READ), at_least=1.7)
+
+
+def groups(options: argparse.Namespace) -> None:
+    own, times = os.getgroups(), Times()
+    with ExitStack() as stack:
+        gids = array("I", bytes(4 * 65536))
+        scope = {**globals(), "C": compile_c(), "gids": gids, "address": gids.buffer_info()[0]}
+        for number in (0, 1, 8, 16, 32, 65536):
+            try:
+                os.setgroups(range(1000, 1000 + number))  # a socketpair's ends have its maker's groups as peer's
+            except PermissionError:
+                print("\ngroups: not measured, for only root may change its groups")
+                return
+            sock, _ = map(stack.enter_context, socketpair(AF_UNIX))
+            scope[f"sock{number}"] = sock
+        os.setgroups(own)
+        few: Rows = {f"read_groups, {number} groups": (f"read_groups(sock{number})", 1) for number in (0, 1, 8, 16, 32)}
+        few |= {READ: ("read(sock0)", 1), "C loop, 16 groups": ("C.c_groups(sock16.fileno(), address, 1000)", 1000)}
+        times.measure(few, scope, options.rounds, options.calls)
+        in_c = "C.c_groups(sock65536.fileno(), address, 1); tuple(gids)"
+        many: Rows = {ALL_IN_C: (in_c, 1), ALL_GROUPS: ("read_groups(sock65536)", 1)}
+        times.measure(many, scope, options.rounds, max(1, options.calls // 1000))
+    rows = ((name, f"{median(ns):.0f}", f"{times.ratio(name, READ):.2f}") for name, ns in times.items())
+    table("groups: medians, and of each round's ratios", ("", "ns", "/ read"), *rows)
+    target("read_groups, 16 groups / read", times.ratio("read_groups, 16 groups", READ), at_most=1.3)
+    target("65,536 groups: read_groups / C", times.ratio(ALL_GROUPS, ALL_IN_C), at_most=1.5)
 
 
 def threads(options: argparse.Namespace) -> None:
@@ -241,7 +293,7 @@ def target(what: str, measured: float, at_least: float = -inf, at_most: float = 
     print(f"  {what:<42} {number:>13}   target {goal}: {verdict}", flush=True)
 
 
-SECTIONS = {"calls": calls, "threads": threads, "import": imports, "growth": growth}
+SECTIONS = {"calls": calls, "groups": groups, "threads": threads, "import": imports, "growth": growth}
 
 
 def positive(text: str) -> int:

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -16,10 +17,10 @@ from typing import Any
 
 import pytest
 
+from peercred._libc import lib
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make processes of other users")
 needs_ipv6 = pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="needs a kernel with IPv6")
-
-CLONE_NEWUSER, CLONE_NEWPID = 0x10000000, 0x20000000
 
 
 class Child:
@@ -142,8 +143,58 @@ def connect_soon(path: str, server: Child) -> socket.socket:
         time.sleep(0.01)
 
 
+def exec_cat(sock: socket.socket) -> None:
+    """Become `cat`, which answers what it is sent."""
+    os.dup2(sock.fileno(), 0)
+    os.dup2(sock.fileno(), 1)
+    os.execvp("cat", ["cat"])
+
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
+MS_REC, MS_PRIVATE = 0x4000, 0x40000
+
+
 def unshare(flags: int) -> None:
     """unshare(2), which os has from Python 3.12 only."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(flags) != 0:
+    if LIBC.unshare(flags) != 0:
         raise OSError(ctypes.get_errno(), f"unshare({flags:#x})")
+
+
+def in_pid_namespace(function: Callable[[], Any]) -> Any:
+    """What `function` returns as process 1 of a new PID namespace, with a /proc of its own."""
+
+    def first() -> Any:
+        for source, target, kind, flags in ((None, b"/", None, MS_REC | MS_PRIVATE), (b"proc", b"/proc", b"proc", 0)):
+            if LIBC.mount(source, target, kind, flags, None) != 0:
+                raise OSError(ctypes.get_errno(), f"mount({target!r})")
+        return function()
+
+    def namespace() -> Any:
+        unshare(CLONE_NEWPID | CLONE_NEWNS)
+        return call(first)
+
+    return call(namespace)
+
+
+def stranger_with(pid: int) -> Child:
+    """Another process with the number of one that was reaped, in a PID namespace where nobody else takes numbers."""
+    Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+    stranger = Child(lambda: None)
+    assert stranger.pid == pid
+    stranger.result()
+    return stranger
+
+
+def kernel_has_pidfd() -> bool:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        try:
+            value = ours.getsockopt(socket.SOL_SOCKET, lib.SO_PEERPIDFD, 4)
+        except OSError:
+            return False
+        os.close(int.from_bytes(value, sys.byteorder))
+        return True
+
+
+needs_pidfd = pytest.mark.skipif(not kernel_has_pidfd(), reason="needs Linux 6.5, for SO_PEERPIDFD")

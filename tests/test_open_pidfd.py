@@ -14,24 +14,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from peers import CLONE_NEWPID, Child, become, call, connect, needs_root, unshare
+from peers import Child, become, call, connect, exec_cat, in_pid_namespace, needs_pidfd, needs_root, stranger_with
 
 import peercred
 from peercred._libc import lib
 
-
-def kernel_can() -> bool:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        try:
-            value = ours.getsockopt(socket.SOL_SOCKET, lib.SO_PEERPIDFD, 4)
-        except OSError:
-            return False
-        os.close(int.from_bytes(value, sys.byteorder))
-        return True
-
-
-pytestmark = pytest.mark.skipif(not kernel_can(), reason="needs Linux 6.5, for SO_PEERPIDFD")
+pytestmark = needs_pidfd
 
 
 def fdinfo(fd: int) -> int:
@@ -174,13 +162,7 @@ def pid_or_none(conn):
 def test_follows_the_process_through_exec(server):
     """Another program is the same process."""
 
-    def client():
-        sock = connect(server.getsockname())
-        os.dup2(sock.fileno(), 0)
-        os.dup2(sock.fileno(), 1)
-        os.execvp("cat", ["cat"])
-
-    with Child(client) as child:
+    with Child(lambda: exec_cat(connect(server.getsockname()))) as child:
         conn, _ = server.accept()
         with conn:
             conn.send(b"x")
@@ -210,34 +192,22 @@ def test_peer_in_another_pid_namespace(server):
             fd = peercred.open_pidfd(client)
             return peercred.read(client).pid, identity(fd), select.select([fd], [], [], 0)[0]
 
-    def namespace():
-        unshare(CLONE_NEWPID)
-        return call(inside)
-
-    assert call(namespace) == (None, own_identity(os.getpid()), [])
+    assert in_pid_namespace(inside) == (None, own_identity(os.getpid()), [])
 
 
 @needs_root
 def test_recycled_pid(server):
     """A stranger has the dead peer's number: read() gives that number, and the pidfd is not the stranger's."""
 
-    def inside():  # as pid 1 of a namespace, where nobody else takes numbers
+    def inside():
         with Child(lambda: become(uid=1001, gid=2001) or connect(server.getsockname()).detach()) as peer:
             conn, _ = server.accept()
             peer.result()
-        with conn:
-            Path("/proc/sys/kernel/ns_last_pid").write_text(str(peer.pid - 1))
-            with Child(lambda: None) as stranger:
-                stranger.result()
-                assert stranger.pid == peer.pid
-                assert peercred.read(conn) == peercred.Cred(stranger.pid, 1001, 2001)
-                assert own_identity(stranger.pid) != pid_or_none(conn)
+        with conn, stranger_with(peer.pid) as stranger:
+            assert peercred.read(conn) == peercred.Cred(stranger.pid, 1001, 2001)
+            assert own_identity(stranger.pid) != pid_or_none(conn)
 
-    def namespace():
-        unshare(CLONE_NEWPID)
-        call(inside)
-
-    call(namespace)
+    in_pid_namespace(inside)
 
 
 def test_full_table_leaks_nothing(server):

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from peers import CLONE_NEWPID, CLONE_NEWUSER, Child, become, call, connect, needs_root, outcome, unshare
+from peers import CLONE_NEWPID, CLONE_NEWUSER, Child, become, call, connect, exec_cat, needs_root, outcome, unshare
 
 import peercred
 from peercred import Cred
@@ -85,9 +85,7 @@ def test_ids_are_frozen_at_connect(server):
         sock = connect(server.getsockname())
         os.seteuid(0)
         become(uid=1005, gid=2005)
-        os.dup2(sock.fileno(), 0)
-        os.dup2(sock.fileno(), 1)
-        os.execvp("cat", ["cat"])
+        exec_cat(sock)
 
     with Child(client) as child:
         conn, _ = server.accept()

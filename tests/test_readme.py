@@ -5,11 +5,24 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from peers import Child, become, call, connect, connect_soon, needs_root
+import pytest
+from peers import (
+    Child,
+    become,
+    call,
+    connect,
+    connect_soon,
+    exec_cat,
+    in_pid_namespace,
+    needs_pidfd,
+    needs_root,
+    stranger_with,
+)
 
 import peercred
 
@@ -44,6 +57,41 @@ def test_server(place):
         answers = {uid: call(lambda uid=uid: visit(uid)) for uid in (1001, 1002, 0)}
         server.kill()
     assert answers == {1001: b"welcome\n", 1002: b"go away\n", 0: b"go away\n"}
+
+
+def program(conn):
+    names = {}
+    exec(compile(blocks("python")[1], "README.md", "exec"), names)
+    return names["program"](conn)
+
+
+@needs_pidfd
+def test_program_of_a_living_peer(server):
+    """The peer's program, after an exec too."""
+    with Child(lambda: exec_cat(connect(server.getsockname()))):
+        conn, _ = server.accept()
+        with conn:
+            conn.send(b"x")
+            assert conn.recv(1) == b"x"  # it is cat by now
+            assert program(conn) == os.path.realpath(shutil.which("cat"))
+
+
+@needs_pidfd
+@needs_root
+def test_program_of_a_dead_peer_is_not_its_successors(server):
+    """Neither is a stranger's program taken for the peer's, whose number it has."""
+
+    def inside():
+        with Child(lambda: connect(server.getsockname()).detach()) as peer:
+            conn, _ = server.accept()
+            peer.result()
+        with conn, stranger_with(peer.pid) as stranger:
+            assert peercred.read(conn).pid == stranger.pid
+            assert os.readlink(f"/proc/{stranger.pid}/exe")  # what a look at /proc alone would say
+            with pytest.raises(ProcessLookupError):
+                program(conn)
+
+    in_pid_namespace(inside)
 
 
 def test_examples():
