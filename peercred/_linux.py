@@ -79,6 +79,15 @@ def peerpidfd(fd: int) -> int:
         raise
 
 
+def overflow_ids() -> tuple[int, int]:
+    """The uid and the gid that ids without a mapping in the reader's user namespace read as."""
+    numbers = []
+    for name in ("overflowuid", "overflowgid"):
+        with open(f"/proc/sys/kernel/{name}", "rb") as file:
+            numbers.append(int(file.read()))
+    return numbers[0], numbers[1]
+
+
 def _error(fd: int, result: int, option: str) -> OSError:
     """What to raise for a negative errno; or for a length, if it is one that cannot be."""
     cred = _ucred(fd)

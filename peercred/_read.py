@@ -11,6 +11,8 @@ if sys.platform == "linux":
 else:
     from . import _unsupported as kernel
 
+__all__ = ["kernel", "open_pidfd", "read", "read_groups", "read_label"]
+
 
 def read(conn: Connection) -> Cred:
     """Who is at the other end of a connected Unix socket?

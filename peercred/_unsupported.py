@@ -23,5 +23,9 @@ def peerpidfd(fd: int) -> int:
     raise _error()
 
 
+def overflow_ids() -> tuple[int, int]:
+    raise _error()
+
+
 def _error() -> UnsupportedError:
     return UnsupportedError(ENOTSUP, f"peercred asks the Linux kernel, and this platform is {sys.platform!r}")

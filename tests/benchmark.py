@@ -48,6 +48,8 @@ except ImportError:
 
 C_LOOP, SAME_JOB, UNIX_CRED, READ = "C loop", "stdlib, same job", "unix-cred", "peercred.read(sock)"
 
+REQUIRE, REQUIRE_LONG = "AllowList.require(sock), 1 uid", "AllowList.require(sock), 100,000 uids"
+
 # Name, statement, and how many calls one execution of it makes. It sees this module's names, and a `scope`.
 Rows = dict[str, tuple[str, int]]
 CALLS: Rows = {
@@ -58,6 +60,8 @@ CALLS: Rows = {
     UNIX_CRED: ("get_peer_pid_uid_gid(sock)", 1),
     READ: ("read(sock)", 1),
     "peercred.read(fd)": ("read(fd)", 1),
+    REQUIRE: ("allowed.require(sock)", 1),
+    REQUIRE_LONG: ("allowed_long.require(sock)", 1),
     "peercred.read_groups(sock)": ("read_groups(sock)", 1),
     "peercred.read_label(sock)": ("peercred.read_label(sock)", 1),
     "peercred.open_pidfd(sock), os.close": ("os.close(peercred.open_pidfd(sock))", 1),
@@ -168,6 +172,8 @@ def calls(options: argparse.Namespace) -> None:
     sock, other = socketpair(AF_UNIX)
     with sock, other:
         scope = {**globals(), "sock": sock, "fd": sock.fileno(), "C": compile_c()}
+        scope["allowed"] = peercred.AllowList(uids={os.geteuid()})
+        scope["allowed_long"] = peercred.AllowList(uids={os.geteuid(), *range(100_000, 200_000)})
         try:
             peercred.read_label(sock)
         except peercred.UnsupportedError:
@@ -184,6 +190,8 @@ def calls(options: argparse.Namespace) -> None:
     table(title, ("", "ns", "/ C loop", "/ same job"), *map(row, CALLS))
     target("read / stdlib, same job", times.ratio(READ, SAME_JOB), at_most=0.85)
     target("read / C loop", times.ratio(READ, C_LOOP), at_most=2.4)
+    target("AllowList.require / read", times.ratio(REQUIRE, READ), at_most=1.25)
+    target("AllowList.require, 100,000 uids / read", times.ratio(REQUIRE_LONG, READ), at_most=1.25)
     target("unix-cred / read", times.ratio(UNIX_CRED, READ), at_least=1.7)
 
 

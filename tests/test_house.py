@@ -15,8 +15,9 @@ PACKAGE = Path(peercred.__file__).parent
 
 # Each module, and those of the package that it may import: every arrow points down.
 LADDER = {
-    "__init__": {"_cred", "_errors", "_read"},
+    "__init__": {"_allow", "_cred", "_errors", "_read"},
     "__main__": {"__init__"},
+    "_allow": {"_cred", "_descriptor", "_read"},
     "_read": {"_cred", "_descriptor", "_linux", "_unsupported"},
     "_linux": {"_cred", "_errors", "_libc"},
     "_unsupported": {"_cred", "_errors"},

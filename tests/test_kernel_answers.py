@@ -219,3 +219,15 @@ def test_old_kernel_without_a_peer(ask):
 def test_pidfd_cut_off_is_refused(ask, length):
     """Fewer bytes than an int are no descriptor, and none is closed by mistake."""
     assert ask("open_pidfd", lib.SO_PEERPIDFD, bytes(length)).startswith(f"OSError {errno.EPROTO} ")
+
+
+def test_groups_are_asked_for_only_if_they_decide(ask):
+    """With the uid listed, or no gids, a failure of SO_PEERGROUPS is none of an AllowList's business."""
+
+    def require(**ids):
+        return ask(f"AllowList(**{ids}).require", lib.SO_PEERGROUPS, error=errno.ENOPROTOOPT)
+
+    own, other = os.geteuid(), os.geteuid() + 1
+    assert require(uids={own}, gids={other}).startswith("Cred(")
+    assert require(uids={other}).startswith(f"PermissionError {errno.EACCES} ")
+    assert require(uids={other}, gids={2**32 - 2}).startswith(f"UnsupportedError {errno.ENOPROTOOPT} ")
