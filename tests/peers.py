@@ -6,8 +6,10 @@ import contextlib
 import ctypes
 import os
 import pickle
+import pty
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -198,3 +200,16 @@ def kernel_has_pidfd() -> bool:
 
 
 needs_pidfd = pytest.mark.skipif(not kernel_has_pidfd(), reason="needs Linux 6.5, for SO_PEERPIDFD")
+
+
+def on_a_terminal(command: list[str]) -> tuple[str, int]:
+    """What it writes on a terminal, and its exit code."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        output = b""
+        with contextlib.suppress(OSError):  # EIO: nobody has the terminal any more
+            while chunk := os.read(ours, 4096):
+                output += chunk
+    os.close(ours)
+    return output.decode().replace("\r\n", "\n"), process.returncode

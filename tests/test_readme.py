@@ -6,7 +6,6 @@ import doctest
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,10 +20,12 @@ from peers import (
     in_pid_namespace,
     needs_pidfd,
     needs_root,
+    on_a_terminal,
     stranger_with,
 )
 
 import peercred
+from peercred.__main__ import COLUMNS
 
 README = Path(__file__).parent.parent.joinpath("README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
@@ -115,11 +116,37 @@ def test_error_table():
 
 
 def test_main_job():
-    """`python -m peercred`, at the end of the first command, names a process of its own."""
-    assert "-m peercred" in blocks("sh")[0]
-    result = subprocess.run([sys.executable, "-m", "peercred"], check=True, capture_output=True, text=True)
-    pid = re.match(r"Process (\d+) has connected, and read\(\) says: ", result.stdout)[1]
-    assert result.stdout.endswith(f": Cred(pid={pid}, uid={os.geteuid()}, gid={os.getegid()})\n")
+    """`peercred`, at the end of the first command, shows a process of its own."""
+    assert blocks("sh")[0].endswith(".venv/bin/peercred\n")
+    first, *lines = main_on_a_terminal()
+    pid = re.match(r"Process (\d+), a child of this one, has connected", first)[1]
+    assert re.fullmatch(rf"pid: +{pid}", lines[0])
+
+
+def main_on_a_terminal(*arguments):
+    output, status = on_a_terminal([sys.executable, "-m", "peercred", *arguments])
+    assert status == 0
+    return output.splitlines()
+
+
+def test_output_of_the_command(server):
+    """The lines of the README's example, and where their values stand, are those of the command."""
+    command, first, *shown = blocks("console")[0].splitlines()
+    path = command.removeprefix("$ peercred ")
+    name = "@" + server.getsockname()[1:].decode()
+    real_first, *real = main_on_a_terminal(name)
+    assert real_first == first.replace(path, name)
+    assert [re.match(r"\w+: +", line)[0] for line in real] == [re.match(r"\w+: +", line)[0] for line in shown]
+
+
+def test_output_of_listen():
+    """The columns of the README's example are where the command puts them."""
+    command, head, line = blocks("console")[1].splitlines()
+    assert command.startswith("$ peercred --listen ")
+    columns = iter(re.split(r" {2,}", line))
+    widths = [*COLUMNS.values()][:-1]
+    assert head == "  ".join([*(f"{name:<{width}}" for name, width in zip(COLUMNS, widths)), [*COLUMNS][-1]])  # noqa: B905
+    assert line == "  ".join([*(f"{next(columns):<{width}}" for width in widths), next(columns)])
 
 
 def test_commands_are_the_two():
