@@ -24,7 +24,8 @@ SHIM = r"""
 #include <sys/socket.h>
 
 /* getsockopt(2), but FAKE_OPTION answers the bytes of FAKE_ANSWER (in hex), or fails with FAKE_ERRNO. Too small a
-   buffer is ERANGE and the size, but for SO_PEERCRED, which is cut off; with FAKE_GROWTH the size is never enough. */
+   buffer is ERANGE and the size, but for SO_PEERCRED, which is cut off; with FAKE_GROWTH the size is never enough.
+   FAKE_LENGTH is a lie about the length. And if the interpreter's lock is not held, EDEADLK is the answer. */
 int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 {
     int (*real)(int, int, int, void *, socklen_t *) = dlsym(RTLD_NEXT, "getsockopt");
@@ -33,6 +34,8 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 
     if (level != SOL_SOCKET || option != atoi(getenv("FAKE_OPTION")))
         return real(fd, level, option, value, length);
+    if (!((int (*)(void))dlsym(RTLD_DEFAULT, "PyGILState_Check"))())
+        return errno = EDEADLK, -1;
     if (error)
         return errno = atoi(error), -1;
     if (getenv("FAKE_GROWTH"))
@@ -41,7 +44,7 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
         return *length = size, errno = ERANGE, -1;
     for (i = 0; i < size && i < *length; i++)
         sscanf(answer + 2 * i, "%2hhx", (unsigned char *)value + i);
-    *length = size;
+    *length = getenv("FAKE_LENGTH") ? atoi(getenv("FAKE_LENGTH")) : size;
     return 0;
 }
 """
@@ -64,7 +67,7 @@ def shim(tmp_path_factory):
 def ask(shim):
     """What a function of peercred answers of a good connection, when the option gives such an answer."""
 
-    def ask(function, option, answer=b"", error=None, connected=True, growth=None):
+    def ask(function, option, answer=b"", error=None, connected=True, growth=None, length=None):
         program = f"""
 import socket, peercred
 conn, other = socket.socketpair() if {connected} else (socket.socket(socket.AF_UNIX), None)
@@ -74,10 +77,9 @@ except OSError as error:
     print(type(error).__name__, error.errno, error)
 """
         env = {**os.environ, "LD_PRELOAD": str(shim), "FAKE_OPTION": str(int(option)), "FAKE_ANSWER": answer.hex()}
-        if error is not None:
-            env["FAKE_ERRNO"] = str(error)
-        if growth is not None:
-            env["FAKE_GROWTH"] = str(growth)
+        for name, value in (("ERRNO", error), ("GROWTH", growth), ("LENGTH", length)):
+            if value is not None:
+                env[f"FAKE_{name}"] = str(value)
         return subprocess.run(
             [sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True
         ).stdout.strip()
@@ -86,7 +88,7 @@ except OSError as error:
 
 
 def test_the_shim_is_asked(ask):
-    """The counter-test: a well-formed answer is believed."""
+    """The counter-test: a well-formed answer is believed. (And the lock is held: see the shim.)"""
     answer = ask("read", socket.SO_PEERCRED, struct.pack("iII", 7, 8, 9))
     assert answer == "Cred(pid=7, uid=8, gid=9)"
 
@@ -95,6 +97,20 @@ def test_the_shim_is_asked(ask):
 def test_credentials_of_another_length_are_refused(ask, length):
     """Fewer than 12 bytes, or more, are no struct ucred: zeroes must not turn into root."""
     assert ask("read", socket.SO_PEERCRED, bytes(length)).startswith(f"OSError {errno.EPROTO} ")
+
+
+def test_what_the_kernel_leaves_unwritten_is_nobody(ask):
+    """A kernel that says 12 bytes and writes none, or only the pid, has not said root."""
+    for written in (b"", bytes(4), bytes(8)):
+        answer = ask("read", socket.SO_PEERCRED, written, length=12)
+        assert answer.startswith(f"NoPeerError {errno.ENOTCONN} ")
+
+
+@pytest.mark.parametrize("length", [260, 2**18 + 4, 2**31 - 4, -4])
+def test_longer_than_the_buffer_is_refused(ask, length):
+    """A length beyond the buffer's is not read on, into memory that is another's."""
+    assert ask("read_groups", lib.SO_PEERGROUPS, gids(1), length=length).startswith(f"OSError {errno.EPROTO} ")
+    assert ask("read_label", socket.SO_PEERSEC, b"label", length=length).startswith(f"OSError {errno.EPROTO} ")
 
 
 @pytest.mark.parametrize("ids", [(2**32 - 1, 2**32 - 1), (2**32 - 1, 0), (0, 2**32 - 1)])
