@@ -56,9 +56,9 @@ def main() -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("path", nargs="?", type=socket_address, metavar="PATH", help="a socket file, or @NAME")
-    where.add_argument("--listen", type=socket_address, metavar="PATH", help="where to make a socket")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("path", nargs="?", type=socket_address, metavar="PATH", help="a socket file, or @NAME")
+    place.add_argument("--listen", type=socket_address, metavar="PATH", help="where to make a socket")
     parser.add_argument("--mode", type=file_mode, metavar="OCTAL", help="mode of that socket's file (default: 0600)")
     parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="for connecting to PATH (default: 5)")
     parser.add_argument("--json", action="store_true", help="one JSON object per peer and line")
@@ -84,7 +84,8 @@ def main() -> int:
     except BrokenPipeError:  # whoever reads the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"peercred: {printable(error.strerror or str(error))}", file=sys.stderr)
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        print(f"peercred: {printable(where + (error.strerror or str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0 if options.listen is not None else 1
@@ -264,7 +265,7 @@ def process_of(conn: socket.socket) -> tuple[str | None, list[str] | None, bool 
 
 
 def name_of(database: str, function: str, id_: int) -> str | None:
-    try:
+    try:  # imported here, for Windows has neither pwd nor grp
         entry = getattr(importlib.import_module(database), function)(id_)
     except KeyError:
         return None

@@ -1,7 +1,7 @@
 """The only module that touches the compiled one, and the only place where an errno becomes an exception."""
 
 import os
-from errno import EAFNOSUPPORT, EINVAL, ENODATA, ENOPROTOOPT, ENOTCONN, EPROTO, ERANGE, ESRCH
+from errno import EAFNOSUPPORT, EBADF, EINVAL, ENODATA, ENOPROTOOPT, ENOTCONN, ENOTSOCK, EPROTO, ERANGE, ESRCH
 
 from ._cred import Cred, Draft
 from ._errors import NoPeerError, UnsupportedError
@@ -98,7 +98,9 @@ def _error(fd: int, result: int, option: str) -> OSError:
         return _no_peer(fd)
     if errno == ENOPROTOOPT:
         return UnsupportedError(errno, f"the running kernel, or its security module, does not support {option}")
-    return OSError(errno, f"{os.strerror(errno)}: descriptor {fd} should be a connected Unix socket")
+    if errno in (EBADF, ENOTSOCK):
+        return OSError(errno, f"{os.strerror(errno)}: descriptor {fd} should be a connected Unix socket")
+    return OSError(errno, f"{os.strerror(errno)}: {option} of descriptor {fd}")
 
 
 def _no_peer(fd: int) -> NoPeerError:

@@ -312,7 +312,8 @@ def test_listen_replaces_a_dead_socket_only(place):
     with listening(place / "dead") as command:
         assert command.poll() is None
     assert (place / "link").is_symlink()
-    assert "No such file" in refused("--listen", str(place / "missing" / "door"))
+    assert f"{place}/missing/door: No such file" in refused("--listen", str(place / "missing" / "door"))
+    assert f"{place}/file/door: Not a directory" in refused("--listen", str(place / "file" / "door"))
 
 
 def test_listen_abstract(place):
