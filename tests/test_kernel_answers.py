@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -64,10 +66,24 @@ def shim(tmp_path_factory):
 
 
 @pytest.fixture
-def ask(shim):
+def environment(shim):
+    """The environment of a process for which the option answers so."""
+
+    def environment(option, answer=b"", error=None, growth=None, length=None):
+        env = {**os.environ, "LD_PRELOAD": str(shim), "FAKE_OPTION": str(int(option)), "FAKE_ANSWER": answer.hex()}
+        for name, value in (("ERRNO", error), ("GROWTH", growth), ("LENGTH", length)):
+            if value is not None:
+                env[f"FAKE_{name}"] = str(value)
+        return env
+
+    return environment
+
+
+@pytest.fixture
+def ask(environment):
     """What a function of peercred answers of a good connection, when the option gives such an answer."""
 
-    def ask(function, option, answer=b"", error=None, connected=True, growth=None, length=None):
+    def ask(function, option, *answer, connected=True, **fake):
         program = f"""
 import socket, peercred
 conn, other = socket.socketpair() if {connected} else (socket.socket(socket.AF_UNIX), None)
@@ -76,13 +92,9 @@ try:
 except OSError as error:
     print(type(error).__name__, error.errno, error)
 """
-        env = {**os.environ, "LD_PRELOAD": str(shim), "FAKE_OPTION": str(int(option)), "FAKE_ANSWER": answer.hex()}
-        for name, value in (("ERRNO", error), ("GROWTH", growth), ("LENGTH", length)):
-            if value is not None:
-                env[f"FAKE_{name}"] = str(value)
-        return subprocess.run(
-            [sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True
-        ).stdout.strip()
+        command = [sys.executable, "-c", program]
+        env = environment(option, *answer, **fake)
+        return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.strip()
 
     return ask
 
@@ -247,3 +259,22 @@ def test_groups_are_asked_for_only_if_they_decide(ask):
     assert require(uids={own}, gids={other}).startswith("Cred(")
     assert require(uids={other}).startswith(f"PermissionError {errno.EACCES} ")
     assert require(uids={other}, gids={2**32 - 2}).startswith(f"UnsupportedError {errno.ENOPROTOOPT} ")
+
+
+@pytest.mark.parametrize(("error", "alive"), [(errno.ENOPROTOOPT, None), (errno.EINVAL, False)])
+def test_command_without_a_pidfd(environment, error, alive):
+    """The command names no program by pid alone, on kernels that have no pidfd, or none of a peer that is gone."""
+    env = environment(lib.SO_PEERPIDFD, error=error)
+    result = subprocess.run([sys.executable, "-m", "peercred", "--json"], env=env, check=True, capture_output=True)
+    peer = json.loads(result.stdout)
+    assert (peer["program"], peer["command"], peer["alive"]) == (None, None, alive)
+    assert peer["uid"] == os.geteuid()
+
+
+def test_command_that_gets_no_answer(environment):
+    """Every other error ends the command with one line, and exit code 1."""
+    env = environment(lib.SO_PEERPIDFD, error=errno.EMFILE)
+    command = [sys.executable, "-m", "peercred", "--json"]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert re.fullmatch(r"peercred: Too many open files: SO_PEERPIDFD of descriptor \d+\n", result.stderr)
