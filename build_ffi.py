@@ -25,20 +25,38 @@ DECLARATIONS = """
     };
 
     #define AF_UNIX ...
+    #define MSG_CMSG_CLOEXEC ...
+    #define MSG_CTRUNC ...
+    #define SCM_CREDENTIALS ...
+    #define SCM_PIDFD ...
+    #define SCM_RIGHTS ...
+    #define SCM_SECURITY ...
     #define SOCK_DGRAM ...
+    #define SOCK_STREAM ...
 
     #define SOL_SOCKET ...
     #define SO_ACCEPTCONN ...
     #define SO_DOMAIN ...
+    #define SO_PASSCRED ...
+    #define SO_PASSPIDFD ...
+    #define SO_PASSSEC ...
     #define SO_PEERGROUPS ...
     #define SO_PEERPIDFD ...
     #define SO_PEERSEC ...
     #define SO_TYPE ...
 
+    #define CREDS_ROOM ...
+    #define PIDFD_ROOM ...
+    #define LABEL_MAX ...
+    #define LABEL_ROOM ...
+
     int getsockopt(int sockfd, int level, int optname, void *optval, socklen_t *optlen);
+    int setsockopt(int sockfd, int level, int optname, const void *optval, socklen_t optlen);
 
     static int peer_option(int fd, int option, void *value, int size);
     static struct ucred peercred(int fd);
+    static int passing(int fd);
+    static struct ucred unpack_ucred(const char *bytes);
 """
 
 SOURCE = """
@@ -65,6 +83,29 @@ SOURCE = """
 #define SO_PEERPIDFD 77
 #endif
 #endif
+
+#ifndef SO_PASSPIDFD
+#if defined(__hppa__)
+#define SO_PASSPIDFD 0x404A
+#elif defined(__sparc__)
+#define SO_PASSPIDFD 85
+#else
+#define SO_PASSPIDFD 76
+#endif
+#endif
+#ifndef SCM_SECURITY
+#define SCM_SECURITY 3
+#endif
+#ifndef SCM_PIDFD
+#define SCM_PIDFD 4
+#endif
+
+/* Room for each control message. A pidfd comes last, and without padding behind it, where half a descriptor fits. */
+#define CREDS_ROOM CMSG_SPACE(sizeof(struct ucred))
+#define PIDFD_ROOM CMSG_LEN(sizeof(int))
+/* The page that /proc/<pid>/attr/current takes, and many times what labels are. */
+#define LABEL_MAX 4096
+#define LABEL_ROOM CMSG_SPACE(LABEL_MAX)
 
 /* cffi lets go of the GIL around every call. getsockopt(2) never blocks, and to get the GIL back beside
    busy threads takes a switch interval of each, so this module keeps it, as CPython's socket.getsockopt
@@ -104,6 +145,38 @@ static struct ucred peercred(int fd)
         cred.pid = -EPROTO;
     else if (cred.uid == (uid_t)-1 || cred.gid == (gid_t)-1)
         cred.pid = -ENOTCONN;
+    return cred;
+}
+
+/* Which of SO_PASSCRED (1), SO_PASSPIDFD (2) and SO_PASSSEC (4) are on, or a negative errno. Of another family's
+   socket Linux 6.12 says that too, and SO_PASSCRED can be on there, to no effect. */
+static int passing(int fd)
+{
+    static const int options[] = {SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC};
+    int i, on, family = -1, mask = 0;
+    socklen_t length = sizeof family;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &length) != 0)
+        return -errno;
+    if (family != AF_UNIX)
+        return -EAFNOSUPPORT;
+    for (i = 0; i < 3; i++) {
+        on = 0;
+        length = sizeof on;
+        if (getsockopt(fd, SOL_SOCKET, options[i], &on, &length) == 0)
+            mask |= !!on << i;
+        else if (errno != ENOPROTOOPT) /* an option that the kernel lacks is off */
+            return -errno;
+    }
+    return mask;
+}
+
+/* The payload of SCM_CREDENTIALS, of whose length the caller has made sure, and which need not be aligned. */
+static struct ucred unpack_ucred(const char *bytes)
+{
+    struct ucred cred;
+
+    memcpy(&cred, bytes, sizeof cred);
     return cred;
 }
 """

@@ -1,7 +1,20 @@
 """The only module that touches the compiled one, and the only place where an errno becomes an exception."""
 
 import os
-from errno import EAFNOSUPPORT, EBADF, EINVAL, ENODATA, ENOPROTOOPT, ENOTCONN, ENOTSOCK, EPROTO, ERANGE, ESRCH
+from errno import (
+    EAFNOSUPPORT,
+    EBADF,
+    EINVAL,
+    EMSGSIZE,
+    ENODATA,
+    ENOPROTOOPT,
+    ENOTCONN,
+    ENOTSOCK,
+    EPERM,
+    EPROTO,
+    ERANGE,
+    ESRCH,
+)
 
 from ._cred import Cred, Draft
 from ._errors import NoPeerError, UnsupportedError
@@ -16,6 +29,21 @@ _new = ffi.new_allocator(should_clear_after_alloc=False)  # peer_option() fills 
 # Bound once: an attribute of lib or ffi costs 50 ns each time.
 _ucred, _peer_option, _unpack = lib.peercred, lib.peer_option, ffi.unpack
 _SO_PEERGROUPS = lib.SO_PEERGROUPS
+_passing, _unpack_ucred, _UCRED_SIZE = lib.passing, lib.unpack_ucred, ffi.sizeof("struct ucred")
+
+# What messages.py has to know of a control message, each number as this architecture has it.
+MSG_CMSG_CLOEXEC, MSG_CTRUNC, LABEL_MAX = lib.MSG_CMSG_CLOEXEC, lib.MSG_CTRUNC, lib.LABEL_MAX
+SCM_CREDENTIALS, SCM_PIDFD, SCM_SECURITY = lib.SCM_CREDENTIALS, lib.SCM_PIDFD, lib.SCM_SECURITY
+SOL_SOCKET, SCM_RIGHTS = lib.SOL_SOCKET, lib.SCM_RIGHTS
+
+# The bits of passing(), as build_ffi.py has them; and the room that a control buffer needs for each set of them.
+CREDS, PIDFD, LABEL = 1, 2, 4
+_PASS = (
+    (CREDS, lib.SO_PASSCRED, "SO_PASSCRED", lib.CREDS_ROOM),
+    (PIDFD, lib.SO_PASSPIDFD, "SO_PASSPIDFD", lib.PIDFD_ROOM),
+    (LABEL, lib.SO_PASSSEC, "SO_PASSSEC", lib.LABEL_ROOM),
+)
+ROOM = tuple(sum(room for bit, _, _, room in _PASS if mask & bit) for mask in range(8))
 
 
 def peercred(fd: int) -> Cred:
@@ -88,6 +116,84 @@ def overflow_ids() -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
+def passing(fd: int) -> int:
+    """SO_PASSCRED, SO_PASSPIDFD and SO_PASSSEC: the bits of those that are on."""
+    mask = _passing(fd)
+    if mask < 0:
+        raise _not_unix(fd, -mask)
+    return mask
+
+
+def set_passing(fd: int, wanted: int) -> None:
+    """SO_PASSCRED, SO_PASSPIDFD and SO_PASSSEC: all as wanted, or all as they were."""
+    before = passing(fd)
+    try:
+        _set_passing(fd, wanted)
+    except BaseException:  # a signal handler's, too
+        _set_passing(fd, before)
+        raise
+
+
+def _set_passing(fd: int, wanted: int) -> None:
+    for bit, option, name, _ in _PASS:
+        if (passing(fd) ^ wanted) & bit:
+            on = ffi.new("int *", int(wanted & bit != 0))
+            if lib.setsockopt(fd, lib.SOL_SOCKET, option, on, ffi.sizeof("int")) != 0:
+                errno = ffi.errno
+                raise _unsupported(name) if errno == ENOPROTOOPT else OSError(errno, f"{os.strerror(errno)}: {name}")
+
+
+def is_stream(fd: int) -> bool:
+    """SO_TYPE, of a Unix socket."""
+    passing(fd)
+    return _int_option(fd, lib.SO_TYPE) == lib.SOCK_STREAM
+
+
+def unpack_cred(payload: bytes) -> Cred | None:
+    """SCM_CREDENTIALS as received; None for ids of -1, which nobody has."""
+    if len(payload) != _UCRED_SIZE:
+        raise cut_off()
+    ucred = _unpack_ucred(payload)
+    draft = Draft()
+    draft.pid = ucred.pid or None
+    draft.uid = uid = ucred.uid
+    draft.gid = gid = ucred.gid
+    if uid == 4294967295 or gid == 4294967295:
+        return None
+    draft.__class__ = Cred  # type: ignore[assignment]
+    return draft  # type: ignore[return-value]
+
+
+def pack_cred(cred: Cred) -> bytes:
+    """SCM_CREDENTIALS to be sent."""
+    ucred = ffi.new("struct ucred *", {"pid": cred.pid, "uid": cred.uid, "gid": cred.gid})
+    return bytes(ffi.buffer(ucred))
+
+
+def cut_off() -> OSError:
+    """What to raise where control data that vouches for the sender has not arrived whole."""
+    return OSError(
+        EMSGSIZE,
+        "the kernel has cut the message's credentials or label off, for want of room: "
+        "are other control messages on, such as SO_TIMESTAMP, or did the options change meanwhile?",
+    )
+
+
+def no_pidfd(payload: int | None) -> OSError:
+    """Why there is no pidfd: the payload of SCM_PIDFD, a negative errno; or None, where others took its room."""
+    if payload is None:
+        return OSError(EMSGSIZE, "descriptors that the sender has added took the pidfd's room")
+    if payload == -EINVAL:
+        return ProcessLookupError(ESRCH, "the sender is gone, and this kernel cannot name it any more")
+    return OSError(-payload, f"{os.strerror(-payload)}: the kernel could not open a pidfd of the sender")
+
+
+def refuse_claim(error: OSError, cred: Cred) -> None:
+    """Raise what names the claim, if it is that which made a sendmsg with SCM_CREDENTIALS fail."""
+    if error.errno in (EPERM, ESRCH, EINVAL):
+        raise OSError(error.errno, f"{error.strerror}: sending as {cred}") from error
+
+
 def _error(fd: int, result: int, option: str) -> OSError:
     """What to raise for a negative errno; or for a length, if it is one that cannot be."""
     cred = _ucred(fd)
@@ -97,10 +203,20 @@ def _error(fd: int, result: int, option: str) -> OSError:
     if errno == ENOTCONN:
         return _no_peer(fd)
     if errno == ENOPROTOOPT:
-        return UnsupportedError(errno, f"the running kernel, or its security module, does not support {option}")
+        return _unsupported(option)
     if errno in (EBADF, ENOTSOCK):
         return OSError(errno, f"{os.strerror(errno)}: descriptor {fd} should be a connected Unix socket")
     return OSError(errno, f"{os.strerror(errno)}: {option} of descriptor {fd}")
+
+
+def _unsupported(option: str) -> UnsupportedError:
+    return UnsupportedError(ENOPROTOOPT, f"the running kernel, or its security module, does not support {option}")
+
+
+def _not_unix(fd: int, errno: int) -> OSError:
+    if errno == EAFNOSUPPORT:
+        return _no_peer(fd)
+    return OSError(errno, f"{os.strerror(errno)}: descriptor {fd} should be a Unix socket")
 
 
 def _no_peer(fd: int) -> NoPeerError:
@@ -117,7 +233,7 @@ def _no_peer(fd: int) -> NoPeerError:
         return NoPeerError(
             ENOTCONN,
             f"descriptor {fd} is a datagram socket without a fixed peer: "
-            "credentials come with each message instead (SO_PASSCRED)",
+            "credentials come with each message instead, which peercred.messages receives",
         )
     return NoPeerError(ENOTCONN, f"descriptor {fd} is not connected: connect it, or pass what accept() returns")
 

@@ -7,9 +7,13 @@ from ._descriptor import Connection, descriptor
 
 # By name, and never by `except ImportError`: on Linux a broken build must be loud.
 if sys.platform == "linux":
-    from . import _linux as kernel
+    from . import _linux
+
+    kernel = _linux
 else:
-    from . import _unsupported as kernel
+    from . import _unsupported
+
+    kernel = _unsupported
 
 __all__ = ["kernel", "open_pidfd", "read", "read_groups", "read_label"]
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from peercred import messages
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a test that is skipped fails")
@@ -85,3 +87,21 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
+
+
+@pytest.fixture(params=["stream", "seqpacket", "datagram"])
+def ends(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A receiver that has enabled nothing yet, and a sender, of each type of Unix socket."""
+    kinds = {"stream": socket.SOCK_STREAM, "seqpacket": socket.SOCK_SEQPACKET, "datagram": socket.SOCK_DGRAM}
+    receiver, sender = socket.socketpair(socket.AF_UNIX, kinds[request.param])
+    with receiver, sender:
+        yield receiver, sender
+
+
+@pytest.fixture
+def datagrams() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A receiver of datagrams with credentials, and a sender."""
+    receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with receiver, sender:
+        messages.enable(receiver)
+        yield receiver, sender

@@ -136,12 +136,12 @@ def connect(address: str | bytes, kind: int = socket.SOCK_STREAM) -> socket.sock
     return client
 
 
-def connect_soon(path: str, server: Child) -> socket.socket:
+def connect_soon(path: str, server: Child, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """A connection to a server that may not be listening yet, but must not have ended."""
     while True:
         assert os.waitpid(server.pid, os.WNOHANG) == (0, 0), "the server has ended"
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-            return connect(path)
+            return connect(path, kind)
         time.sleep(0.01)
 
 
@@ -177,6 +177,28 @@ def in_pid_namespace(function: Callable[[], Any]) -> Any:
         return call(first)
 
     return call(namespace)
+
+
+def in_user_namespace(mapping: str, function: Callable[[], Any]) -> Any:
+    """What `function` returns in a user namespace, where ids are mapped so; as root."""
+    asked, ask = os.pipe()
+    mapped, has_mapped = os.pipe()
+
+    def inside() -> Any:
+        unshare(CLONE_NEWUSER)
+        os.write(ask, b"x")
+        os.read(mapped, 1)
+        return function()
+
+    with Child(inside) as child:
+        os.read(asked, 1)
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{child.pid}/{name}").write_text(mapping)
+        os.write(has_mapped, b"x")
+        result = child.result()
+    for fd in (asked, ask, mapped, has_mapped):
+        os.close(fd)
+    return result
 
 
 def stranger_with(pid: int) -> Child:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 
 import peercred
+from peercred import messages
 
 
 def of_a_socket(conn: socket.socket) -> peercred.Cred:
@@ -29,6 +30,14 @@ def everything(conn: socket.socket) -> tuple[tuple[int, ...], bytes, int]:
     return peercred.read_groups(conn), peercred.read_label(conn), peercred.open_pidfd(conn)
 
 
+def of_each_message(sock: socket.socket) -> tuple[bytes, int | None]:
+    messages.enable(sock, pidfd=True)
+    messages.send(sock, [b"a", bytearray(b"b")], cred=peercred.Cred(None, 0, 0))
+    with messages.receive(sock, 100, socket.MSG_PEEK) as message:
+        pidfd: int | None = message.detach_pidfd()
+    return message.data, pidfd if message.cred is None else message.cred.pid
+
+
 def refused(conn: socket.socket) -> int | None:
     try:
         peercred.read(conn)
@@ -44,3 +53,5 @@ def wrong(conn: socket.socket) -> None:
     peercred.read(None)  # type: ignore[arg-type]
     peercred.read("3")  # type: ignore[arg-type]
     peercred.read(conn).uid = 0  # type: ignore[misc]
+    messages.send(conn, "text")  # type: ignore[arg-type]
+    messages.receive(3, 100)  # type: ignore[arg-type]

@@ -1,0 +1,234 @@
+"""Stamps that this kernel never gives, put in the place of recvmsg's and setsockopt's by a preloaded library."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from peercred._libc import lib
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+/* recvmsg(2), but the control data is the bytes of FAKE_CONTROL (in hex); if they are too many, MSG_CTRUNC. */
+ssize_t recvmsg(int fd, struct msghdr *message, int flags)
+{
+    ssize_t (*real)(int, struct msghdr *, int) = dlsym(RTLD_NEXT, "recvmsg");
+    const char *control = getenv("FAKE_CONTROL");
+    size_t i, size = control ? strlen(control) / 2 : 0, room = message->msg_controllen;
+    struct cmsghdr *part;
+    ssize_t result = real(fd, message, flags);
+
+    if (!control || result < 0)
+        return result;
+    if (size > room) {
+        size = room;
+        message->msg_flags |= MSG_CTRUNC;
+    }
+    for (i = 0; i < size; i++)
+        sscanf(control + 2 * i, "%2hhx", (unsigned char *)message->msg_control + i);
+    /* Of one that is cut off the kernel says how much is there. */
+    for (i = 0; i + sizeof(struct cmsghdr) <= size; i += CMSG_ALIGN(part->cmsg_len)) {
+        part = (struct cmsghdr *)((char *)message->msg_control + i);
+        if (part->cmsg_len > size - i)
+            part->cmsg_len = size - i;
+    }
+    message->msg_controllen = size;
+    return result;
+}
+
+/* setsockopt(2), but switching FAKE_OPTION on fails with FAKE_ERRNO. */
+int setsockopt(int fd, int level, int option, const void *value, socklen_t length)
+{
+    int (*real)(int, int, int, const void *, socklen_t) = dlsym(RTLD_NEXT, "setsockopt");
+    const char *fake = getenv("FAKE_OPTION");
+
+    if (fake && level == SOL_SOCKET && option == atoi(fake) && *(const int *)value)
+        return errno = atoi(getenv("FAKE_ERRNO")), -1;
+    return real(fd, level, option, value, length);
+}
+
+/* getsockopt(2), but with FAKE_NO_OPTION the kernel has no such option. */
+int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
+{
+    int (*real)(int, int, int, void *, socklen_t *) = dlsym(RTLD_NEXT, "getsockopt");
+    const char *fake = getenv("FAKE_NO_OPTION");
+
+    if (fake && level == SOL_SOCKET && option == atoi(fake))
+        return errno = atoi(getenv("FAKE_ERRNO")), -1;
+    return real(fd, level, option, value, length);
+}
+"""
+
+PREPARE = """
+import socket
+from peercred import messages
+LEVEL = socket.SOL_SOCKET
+receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+sender.send(b"x")
+try:"""
+
+EXPLAIN = """
+except OSError as error:
+    print(type(error).__name__, error.errno, error)
+"""
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory):
+    """The library to preload."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        pytest.skip(reason="needs a C compiler, for a recvmsg that answers what no kernel does")
+    source = tmp_path_factory.mktemp("shim") / "shim.c"
+    source.write_text(SHIM)
+    library = source.with_suffix(".so")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+@pytest.fixture
+def run(shim):
+    """What a program prints that has a `receiver` and a `sender` of datagrams."""
+
+    def run(*lines, **fake):
+        program = "\n".join([PREPARE, *(f"    {line}" for line in lines), EXPLAIN])
+        env = {**os.environ, "LD_PRELOAD": str(shim), **{f"FAKE_{name}": str(value) for name, value in fake.items()}}
+        return subprocess.run(
+            [sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    return run
+
+
+def control(kind, payload):
+    """A control message, as it is in memory."""
+    message = struct.pack("@Nii", socket.CMSG_LEN(len(payload)), socket.SOL_SOCKET, kind) + payload
+    return message.ljust(socket.CMSG_SPACE(len(payload)), b"\0")
+
+
+CREDS = control(socket.SCM_CREDENTIALS, struct.pack("iII", 7, 8, 9))
+WHOLE = ["messages.enable(receiver, label=True)", "print(messages.receive(receiver, 10))"]
+
+
+def test_the_shim_is_asked(run):
+    """The counter-test: a well-formed stamp is believed."""
+    assert "cred=Cred(pid=7, uid=8, gid=9), pidfd=None, label=None" in run(*WHOLE, CONTROL=CREDS.hex())
+
+
+LABELS = {
+    "SELinux ends it by a NUL": (b"system_u:system_r:init_t:s0\0", b"system_u:system_r:init_t:s0"),
+    "AppArmor does not": (b"/usr/sbin/cupsd (enforce)", b"/usr/sbin/cupsd (enforce)"),
+    "not text": (b"odd name \xc3\xa9\xff (complain)", b"odd name \xc3\xa9\xff (complain)"),
+    "one NUL is the end, two are not": (b"label\0\0", b"label\0"),
+    "long": (b"y" * 4095 + b"\0", b"y" * 4095),
+    "empty": (b"", None),
+    "a NUL alone": (b"\0", None),
+}
+
+
+@pytest.mark.parametrize("form", LABELS)
+def test_labels(run, form):
+    """SELinux's and AppArmor's forms; an empty one is none."""
+    payload, label = LABELS[form]
+    answer = run(*WHOLE, CONTROL=(CREDS + control(lib.SCM_SECURITY, payload)).hex())
+    assert f"cred=Cred(pid=7, uid=8, gid=9), pidfd=None, label={label}, flags=0" in answer
+
+
+def test_label_that_is_cut_off(run):
+    """Part of a label is none, and an error."""
+    answer = run(*WHOLE, CONTROL=(CREDS + control(lib.SCM_SECURITY, b"y" * 5000)).hex())
+    assert answer.startswith(f"OSError {errno.EMSGSIZE} ")
+
+
+@pytest.mark.parametrize("length", [0, 1, 4, 8, 11, 13, 16])
+def test_credentials_of_another_length_are_refused(run, length):
+    """Fewer than 12 bytes, or more, are no struct ucred."""
+    answer = run(*WHOLE, CONTROL=control(socket.SCM_CREDENTIALS, bytes(length)).hex())
+    assert answer.startswith(f"OSError {errno.EMSGSIZE} ")
+
+
+@pytest.mark.parametrize("ids", [(2**32 - 1, 2**32 - 1), (2**32 - 1, 0), (0, 2**32 - 1)])
+@pytest.mark.parametrize("pid", [0, 1])
+def test_an_id_of_minus_one_is_nobody(run, ids, pid):
+    """Neither a uid nor a gid of -1 is an identity, whatever stands beside it."""
+    payload = struct.pack("iII", pid, *ids)
+    assert "cred=None" in run(*WHOLE, CONTROL=control(socket.SCM_CREDENTIALS, payload).hex())
+
+
+@pytest.mark.parametrize("ids", [(8, 9), (0, 0)])
+def test_pid_of_nought_with_ids_is_somebody(run, ids):
+    """A stranger to the PID namespace, and to it alone."""
+    answer = run(*WHOLE, CONTROL=control(socket.SCM_CREDENTIALS, struct.pack("iII", 0, *ids)).hex())
+    assert f"cred=Cred(pid=None, uid={ids[0]}, gid={ids[1]})" in answer
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (errno.EINVAL, f"ProcessLookupError({errno.ESRCH}, 'the sender is gone"),
+        (errno.ESRCH, f"ProcessLookupError({errno.ESRCH}, "),
+        (errno.EMFILE, f"OSError({errno.EMFILE}, "),
+    ],
+)
+def test_no_pidfd_and_the_reason(run, number, error):
+    """A negative payload is an errno: EINVAL of a reaped sender, from Linux 6.5 to 6.15."""
+    stamps = CREDS + control(lib.SCM_PIDFD, struct.pack("i", -number))
+    answer = run(
+        WHOLE[0],
+        "message = messages.receive(receiver, 10)",
+        "print(message.pidfd, repr(message.pidfd_error))",
+        CONTROL=stamps.hex(),
+    )
+    assert answer.startswith(f"None {error}")
+
+
+ENABLE = [
+    "receiver.setsockopt(LEVEL, socket.SO_PASSSEC, 1)",
+    "try: messages.enable(receiver, pidfd=True)",
+    "finally: print(*(receiver.getsockopt(LEVEL, option) for option in (socket.SO_PASSCRED, socket.SO_PASSSEC)))",
+]
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(errno.ENOPROTOOPT, f"UnsupportedError {errno.ENOPROTOOPT} "), (errno.EACCES, f"PermissionError {errno.EACCES} ")],
+)
+def test_enable_is_all_or_nothing(run, number, error):
+    """Where one option is refused, the others are as they were, and the error names it."""
+    state, answer = run(*ENABLE, OPTION=int(lib.SO_PASSPIDFD), ERRNO=number).splitlines()
+    assert state == "0 1"
+    assert answer.startswith(error)
+    assert "SO_PASSPIDFD" in answer
+
+
+def test_kernel_without_pidfds(run):
+    """There the option counts as off, and to switch it off is no error; and the rest works."""
+    answer = run(
+        "messages.enable(receiver)",
+        "sender.send(b'y')",
+        "messages.receive(receiver, 10)",
+        "print(messages.receive(receiver, 10).cred.uid)",
+        NO_OPTION=int(lib.SO_PASSPIDFD),
+        ERRNO=errno.ENOPROTOOPT,
+    )
+    assert answer == str(os.getuid())
+
+
+def test_options_that_cannot_be_asked(run):
+    """Any other failure is an error: not knowing is not "off"."""
+    answer = run("messages.receive(receiver, 10)", NO_OPTION=int(lib.SO_PASSPIDFD), ERRNO=errno.EACCES)
+    assert answer.startswith(f"PermissionError {errno.EACCES} ")

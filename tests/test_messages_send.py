@@ -1,0 +1,191 @@
+"""messages.send(): what may be claimed, and how a refusal reads."""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket
+import struct
+
+import pytest
+from peers import Child, become, call, in_user_namespace, needs_pidfd, needs_root, outcome
+from test_messages import own
+from test_open_pidfd import fdinfo
+
+from peercred import Cred, messages
+
+
+def arrived(sock):
+    """The ucred of the next message, by the standard library."""
+    data, [(level, kind, payload)], _, _ = sock.recvmsg(100, 100)
+    assert (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)
+    return data, *struct.unpack("iII", payload)
+
+
+def test_plain_send_is_stamped(ends):
+    """Without cred it is a plain send, which the kernel stamps."""
+    receiver, sender = ends
+    messages.enable(receiver)
+    assert messages.send(sender, b"hello") == 5
+    assert arrived(receiver) == (b"hello", os.getpid(), os.getuid(), os.getgid())
+
+
+def test_own_credentials(ends):
+    """Pid None is one's own; and they arrive though the receiver enables them afterwards."""
+    receiver, sender = ends
+    assert messages.send(sender, b"hello", cred=Cred(None, os.getuid(), os.getgid())) == 5
+    messages.enable(receiver)
+    assert arrived(receiver) == (b"hello", os.getpid(), os.getuid(), os.getgid())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [[b"he", b"llo"], (b"hel", bytearray(b"lo")), memoryview(b"hello"), array.array("B", b"hello"), iter([b"hello"])],
+    ids=["list", "tuple", "memoryview", "array", "iterator"],
+)
+@pytest.mark.parametrize("claim", [True, False])
+def test_buffers(pair, data, claim):
+    """One buffer of any kind, or several, as in sendmsg."""
+    receiver, sender = pair
+    if not isinstance(data, (list, tuple, memoryview, array.array)):
+        data = iter([b"hello"])  # each parameter's object is there once
+    assert messages.send(sender, data, cred=own() if claim else None) == 5
+    assert receiver.recv(100) == b"hello"
+
+
+@pytest.mark.parametrize("data", ["", "hello", 5, None, ["hello"]])
+def test_not_buffers(pair, data):
+    """Text and other things are no data, as in sendmsg; the empty str neither."""
+    with pytest.raises(TypeError):
+        messages.send(pair[0], data)
+
+
+@pytest.mark.parametrize("data", [b"", [], [b"", b""]])
+def test_no_data_on_a_stream(pair, data):
+    """With cred that would send nothing at all; without, it is a plain send of nothing."""
+    receiver, sender = pair
+    with pytest.raises(ValueError, match="no data"):
+        messages.send(sender, data, cred=own())
+    assert messages.send(sender, data) == 0
+    with pytest.raises(BlockingIOError):
+        receiver.recv(1, socket.MSG_DONTWAIT)
+
+
+def test_empty_datagram(datagrams):
+    """An empty datagram is a message, and may have cred."""
+    receiver, sender = datagrams
+    assert messages.send(sender, b"", cred=own()) == 0
+    assert messages.receive(receiver, 100).cred == own()
+
+
+def test_flags_and_address(place):
+    """They go to sendmsg."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+    ):
+        receiver.bind(str(place / "socket"))
+        messages.enable(receiver)
+        for cred in (None, own()):
+            messages.send(sender, b"x", cred=cred, address=str(place / "socket"))
+            assert messages.receive(receiver, 100).cred == own()
+        with pytest.raises(BlockingIOError):
+            while True:
+                messages.send(sender, b"x", cred=own(), flags=socket.MSG_DONTWAIT, address=str(place / "socket"))
+
+
+@needs_root
+def test_claims_among_ones_own_ids(ends):
+    """Real, effective and saved ids may be mixed; which one it is the receiver cannot see."""
+    receiver, sender = ends
+    messages.enable(receiver)
+
+    def claim():
+        become(uid=(1001, 1002, 1003), gid=(2001, 2002, 2003))
+        for uid, gid in ((1001, 2003), (1002, 2001), (1003, 2002)):
+            messages.send(sender, b"x", cred=Cred(None, uid, gid))
+
+    with Child(claim) as child:
+        child.result()
+        for uid, gid in ((1001, 2003), (1002, 2001), (1003, 2002)):
+            assert messages.receive(receiver, 1).cred == Cred(child.pid, uid, gid)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "claim", [Cred(None, 0, 2001), Cred(None, 1001, 0), Cred(1, 1001, 2001), Cred(2**22, 1001, 2001)]
+)
+def test_forged_claims_are_refused(ends, claim):
+    """Someone else's uid, gid or pid is EPERM without privileges, and the error names the claim; nothing arrives."""
+    receiver, sender = ends
+    messages.enable(receiver)
+
+    def forge():
+        become(uid=1001, gid=2001)
+        with pytest.raises(PermissionError) as caught:
+            messages.send(sender, b"x", cred=claim)
+        return caught.value.errno, str(caught.value), os.getpid()
+
+    number, text, pid = call(forge)
+    assert number == errno.EPERM
+    assert f"sending as Cred(pid={claim.pid or pid}, uid={claim.uid}, gid={claim.gid})" in text
+    with pytest.raises(BlockingIOError):
+        messages.receive(receiver, 1, socket.MSG_DONTWAIT)
+
+
+@needs_pidfd
+@needs_root
+def test_root_may_claim_anything(ends):
+    """Any ids, and any process that exists, whose pidfd the receiver gets."""
+    receiver, sender = ends
+    messages.enable(receiver, pidfd=True)
+    with Child(lambda: None) as other:
+        other.result()
+        messages.send(sender, b"x", cred=Cred(other.pid, 4294967294, 12345))
+        with messages.receive(receiver, 100) as message:
+            assert message.cred == Cred(other.pid, 4294967294, 12345)
+            assert fdinfo(message.pidfd) == other.pid
+    with pytest.raises(ProcessLookupError, match=rf"sending as Cred\(pid={other.pid}, "):
+        messages.send(sender, b"x", cred=Cred(other.pid, 0, 0))
+
+
+@needs_root
+def test_id_without_a_mapping(ends):
+    """EINVAL, and the error names the claim."""
+    _, sender = ends
+    error = in_user_namespace("0 0 1", lambda: outcome(messages.send, sender, b"x"))
+    assert error == 1
+
+    def claim():
+        with pytest.raises(OSError, match=r"sending as Cred\(.*uid=5, gid=0\)") as caught:
+            messages.send(sender, b"x", cred=Cred(None, 5, 0))
+        return caught.value.errno
+
+    assert in_user_namespace("0 0 1", claim) == errno.EINVAL
+
+
+def test_other_errors_are_untouched(pair):
+    """What has nothing to do with the claim is the standard library's own error."""
+    receiver, sender = pair
+    receiver.close()
+    with pytest.raises(BrokenPipeError) as caught:
+        messages.send(sender, b"x", cred=own())
+    assert "Cred" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [Cred(0, 0, 0), Cred(-1, 0, 0), Cred(2**31, 0, 0), Cred(1, -1, 0), Cred(1, 2**32 - 1, 0), Cred(1, 0, 2**32 - 1)],
+)
+def test_ids_that_cannot_be(pair, claim):
+    """Pid 0 and ids of -1 are nobody, and never reach the kernel."""
+    with pytest.raises(ValueError, match=r"(pid|uid|gid) is -?\d+: not from \d to \d+"):
+        messages.send(pair[0], b"x", cred=claim)
+
+
+@pytest.mark.parametrize("claim", [Cred(True, 0, 0), Cred(1, False, 0), Cred(1, 0, "0"), Cred(1.0, 0, 0), (1, 0, 0), 1])
+def test_claims_of_other_types(pair, claim):
+    """Nor are bools, strings and tuples credentials."""
+    with pytest.raises(TypeError, match=r"(pid|uid|gid|cred) is .*, not an? "):
+        messages.send(pair[0], b"x", cred=claim)
