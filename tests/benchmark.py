@@ -1,11 +1,13 @@
 """What a call of peercred costs, beside other ways to the same answer. A script, which pytest does not collect:
 
-    python tests/benchmark.py [calls] [groups] [threads] [import] [growth]
+    python tests/benchmark.py [calls] [groups] [threads] [messages] [import] [growth]
 
 calls    median time of one call on one connected socket, as a multiple of the same two system calls in a bare
          C loop, compiled here by $CC or cc, and of the standard library doing the same job
 groups   what the number of the peer's supplementary groups costs, up to the 65,536 that there can be (as root)
 threads  median and 99th percentile of a single call while two other threads keep the interpreter busy
+messages median time of one receive of a datagram with credentials, eight of which are queued, as a multiple of the
+         standard library's recvmsg with the same parsing by hand
 import   what `import peercred` takes when dataclasses, most of its cost, is imported already
 growth   memory and descriptors gained by a million calls, half of which fail
 
@@ -25,13 +27,29 @@ import subprocess
 import sys
 import threading
 from array import array
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from errno import ENOTCONN
+from errno import EMSGSIZE, ENOTCONN
 from itertools import cycle, islice
 from math import inf, isnan, nan
 from pathlib import Path
-from socket import AF_UNIX, SO_ACCEPTCONN, SO_PEERCRED, SOL_SOCKET, socket, socketpair
+from socket import (
+    AF_UNIX,
+    CMSG_LEN,
+    MSG_CMSG_CLOEXEC,
+    MSG_CTRUNC,
+    SCM_CREDENTIALS,
+    SO_ACCEPTCONN,
+    SO_PASSCRED,
+    SO_PEERCRED,
+    SO_TYPE,
+    SOCK_DGRAM,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+    socketpair,
+)
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import monotonic, perf_counter_ns
@@ -39,7 +57,7 @@ from timeit import Timer
 from typing import Any
 
 import peercred
-from peercred import read, read_groups  # noqa: F401, in statements
+from peercred import messages, read, read_groups  # noqa: F401, in statements
 
 try:
     from unix_cred import get_peer_pid_uid_gid
@@ -67,6 +85,8 @@ CALLS: Rows = {
     "peercred.open_pidfd(sock), os.close": ("os.close(peercred.open_pidfd(sock))", 1),
 }
 ALL_GROUPS, ALL_IN_C = "read_groups, 65,536 groups", "C, 65,536 groups, and a tuple of them"
+
+RECVMSG, BY_HAND, RECEIVE, QUEUED = "stdlib, recvmsg alone", "stdlib, parsed by hand", "messages.receive(sock, 4096)", 8
 
 C_SOURCE = """
 #define _GNU_SOURCE
@@ -107,6 +127,8 @@ print(times[1] - times[0], times[2] - times[1])
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 UCRED = struct.Struct("iII")
+# As plain ints, for the & of an IntFlag takes longer than a system call.
+ROOM, CLOEXEC, CTRUNC = CMSG_LEN(UCRED.size), int(MSG_CMSG_CLOEXEC), int(MSG_CTRUNC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +146,35 @@ def same_job(sock: socket) -> Peer:
     if uid == 0xFFFFFFFF:
         raise OSError(ENOTCONN, "not connected")
     return Peer(pid=pid or None, uid=uid, gid=gid)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    data: bytes
+    cred: Peer | None
+    flags: int
+    address: Any
+
+
+def receive_by_hand(sock: socket, bufsize: int) -> Received:
+    """What `messages.receive` does with credentials enabled, and nothing else, as a careful reader would write it."""
+    data, control, flags, address = sock.recvmsg(bufsize, ROOM, CLOEXEC)
+    cred = None
+    for level, kind, payload in control:
+        if level == SOL_SOCKET and kind == SCM_CREDENTIALS:
+            if len(payload) != UCRED.size:
+                raise OSError(EMSGSIZE, "cut off")
+            pid, uid, gid = UCRED.unpack(payload)
+            if uid == 0xFFFFFFFF or gid == 0xFFFFFFFF:
+                continue
+            if pid == 0 and uid == gid == 65534:
+                continue
+            if pid == 0 and not data and sock.getsockopt(SOL_SOCKET, SO_TYPE) == SOCK_STREAM:
+                continue
+            cred = Peer(pid=pid or None, uid=uid, gid=gid)
+    if flags & CTRUNC and cred is None:
+        raise OSError(EMSGSIZE, "cut off")
+    return Received(data=data, cred=cred, flags=flags & ~CLOEXEC, address=address)
 
 
 class Ucred(ctypes.Structure):
@@ -250,6 +301,32 @@ def threads(options: argparse.Namespace) -> None:
     target("p99 of read / p99 of stdlib, same job", p99[READ] / p99[SAME_JOB], at_most=2)
 
 
+def receiving(options: argparse.Namespace) -> None:
+    candidates: dict[str, Callable[[socket], Any]] = {
+        RECVMSG: lambda sock: sock.recvmsg(4096, ROOM),
+        BY_HAND: lambda sock: receive_by_hand(sock, 4096),
+        RECEIVE: lambda sock: messages.receive(sock, 4096),
+    }
+    times = Times()
+    sock, other = socketpair(AF_UNIX, SOCK_DGRAM)
+    with sock, other:
+        sock.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
+        for _ in range(options.rounds):
+            for name, function in candidates.items():
+                taken, number = 0, max(1, options.calls // QUEUED)
+                for _ in range(number):
+                    for _ in range(QUEUED):
+                        other.send(b"READY=1")
+                    start = perf_counter_ns()
+                    for _ in range(QUEUED):
+                        function(sock)
+                    taken += perf_counter_ns() - start
+                times.setdefault(name, []).append(taken / number / QUEUED)
+    rows = ((name, f"{median(ns):.0f}", f"{times.ratio(name, BY_HAND):.2f}") for name, ns in times.items())
+    table("messages: medians, and of each round's ratios", ("", "ns", "/ by hand"), *rows)
+    target("receive / recvmsg, parsed by hand", times.ratio(RECEIVE, BY_HAND), at_most=1.6)
+
+
 def imports(options: argparse.Namespace) -> None:
     command = [sys.executable, "-I", "-c", IMPORTS, str(Path(peercred.__file__).parent.parent)]
     outputs = [subprocess.check_output(command, text=True).split() for _ in range(options.rounds)]
@@ -301,7 +378,14 @@ def target(what: str, measured: float, at_least: float = -inf, at_most: float = 
     print(f"  {what:<42} {number:>13}   target {goal}: {verdict}", flush=True)
 
 
-SECTIONS = {"calls": calls, "groups": groups, "threads": threads, "import": imports, "growth": growth}
+SECTIONS = {
+    "calls": calls,
+    "groups": groups,
+    "threads": threads,
+    "messages": receiving,
+    "import": imports,
+    "growth": growth,
+}
 
 
 def positive(text: str) -> int:

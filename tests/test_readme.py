@@ -6,6 +6,7 @@ import doctest
 import os
 import re
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -155,3 +156,35 @@ def test_commands_are_the_two():
     for command in blocks("sh"):
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
     assert blocks("sh")[1].endswith("-m pytest\n")
+
+
+@needs_root
+def test_messages(place):
+    """The receiver of datagrams prints what its own user sends, with the sender's pid, and no one else's."""
+    os.chmod(place, 0o777)
+    path = str(place / "log.sock")
+    output, output_end = os.pipe()
+
+    def serve():
+        os.chdir(place)
+        become(uid=1001, gid=1001)
+        os.dup2(output_end, 1)
+        exec(
+            compile(blocks("python")[2], "README.md", "exec"), {"print": lambda text, flush: os.write(1, text.encode())}
+        )
+
+    def send(uid):
+        become(uid=uid, gid=uid)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"from %d" % uid, path)
+
+    with Child(serve) as server:
+        os.close(output_end)
+        connect_soon(path, server, socket.SOCK_DGRAM).close()
+        os.chmod(path, 0o666)
+        call(lambda: send(1002))
+        call(lambda: send(0))
+        with Child(lambda: send(1001)) as sender:
+            assert os.read(output, 100).decode() == f"{sender.pid}: from 1001"
+        server.kill()
+    os.close(output)
