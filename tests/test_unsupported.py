@@ -79,3 +79,12 @@ def test_broken_build_on_linux_is_loud(tmp_path, content):
     assert result.returncode == 1
     assert "ImportError" in result.stderr or "ModuleNotFoundError" in result.stderr
     assert "_libc" in result.stderr
+
+
+@pytest.mark.parametrize("call", ["enable(ours)", "receive(ours, 1)", "send(ours, b'x')"])
+def test_messages_on_another_platform(call):
+    """There, peercred.messages imports as well, and each of its functions refuses."""
+    program = ELSEWHERE.replace("import peercred\n", "import peercred\nfrom peercred import messages\n")
+    program = program.replace("peercred.read(ours)", f"messages.{call}")
+    lines = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert lines.startswith(f"True|{errno.ENOTSUP}|")
