@@ -1,8 +1,9 @@
-"""Where there is no Linux nothing is compiled: the wheel is pure, and needs neither a compiler nor cffi."""
+"""What the build does where there is no Linux (nothing), and where the headers are old."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,32 @@ sys.modules.update(dict.fromkeys(["cffi", "_cffi_backend", "setuptools"]))  # im
 import hatchling.build
 print(hatchling.build.build_wheel(sys.argv[2]))
 """
+
+
+# Of each architecture what the headers of a kernel that has the options say.
+NUMBERS = {
+    "x86_64": (59, 76, 77, 3, 4),
+    "powerpc": (59, 76, 77, 3, 4),
+    "mips": (59, 76, 77, 3, 4),
+    "alpha": (59, 76, 77, 3, 4),
+    "hppa": (0x4034, 0x404A, 0x404B, 3, 4),
+    "sparc": (0x3D, 0x55, 0x56, 3, 4),
+}
+
+
+@needs_hatchling
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize("architecture", NUMBERS)
+def test_numbers_that_old_headers_lack(architecture):
+    """Without any headers, the fall-backs are the numbers of the architecture."""
+    program = "import build_ffi; print(build_ffi.SOURCE)"
+    source = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)
+    fallbacks = re.findall(r"^#ifndef S.*?^#endif\n(?=#ifndef|\n)", source, re.DOTALL | re.MULTILINE)
+    assert len(fallbacks) == 5
+    text = "".join(fallbacks) + "SO_PEERGROUPS, SO_PASSPIDFD, SO_PEERPIDFD, SCM_SECURITY, SCM_PIDFD"
+    preprocessor = ["cc", "-E", "-P", "-undef", f"-D__{architecture}__", "-"]
+    result = subprocess.run(preprocessor, input=text, check=True, capture_output=True, text=True)
+    assert tuple(int(number, 0) for number in result.stdout.split(",")) == NUMBERS[architecture]
 
 
 @needs_hatchling

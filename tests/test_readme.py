@@ -160,7 +160,7 @@ def test_commands_are_the_two():
 
 @needs_root
 def test_messages(place):
-    """The receiver of datagrams prints what its own user sends, with the sender's pid, and no one else's."""
+    """The receiver of datagrams prints who has sent each."""
     os.chmod(place, 0o777)
     path = str(place / "log.sock")
     output, output_end = os.pipe()
@@ -182,9 +182,8 @@ def test_messages(place):
         os.close(output_end)
         connect_soon(path, server, socket.SOCK_DGRAM).close()
         os.chmod(path, 0o666)
-        call(lambda: send(1002))
-        call(lambda: send(0))
-        with Child(lambda: send(1001)) as sender:
-            assert os.read(output, 100).decode() == f"{sender.pid}: from 1001"
+        for uid in (1001, 1002, 0):
+            with Child(lambda uid=uid: send(uid)) as sender:
+                assert os.read(output, 100).decode() == f"uid {uid}, pid {sender.pid}: b'from {uid}'"
         server.kill()
     os.close(output)
