@@ -11,7 +11,7 @@
 An answer is what the kernel took down about the process that *connected* (or, seen from the client, that called
 listen), at that moment: its effective ids. It does not say who holds the socket now, or that the process still lives.
 
-Every failure is an exception, never a default value, and those of the kernel's are OSErrors, so that
+Every failure is an exception, never a default value, and whatever the kernel refuses is an OSError, so that
 `except OSError` means "refuse". On any platform but Linux the package imports, and each call raises UnsupportedError.
 """
 

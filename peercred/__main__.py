@@ -5,7 +5,6 @@ import contextlib
 import errno
 import importlib
 import json
-import math
 import os
 import re
 import select
@@ -13,15 +12,15 @@ import shlex
 import signal
 import socket
 import stat
-import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import peercred
 
@@ -36,21 +35,29 @@ Show who is behind a Unix socket, as the Linux kernel recorded it.
 """
 EPILOG = """\
 @NAME is an abstract socket, ./@NAME a file. The process shown as listening is the one that called listen(2): under
-socket activation that is systemd, pid 1. To connect may wake up a service that is so activated.
+socket activation that is systemd, pid 1. Connecting can start such a service.
 
 Exit codes: 0 answered, 1 no answer, 2 usage.
 """
 CHILD = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1)"
 WHY = {
     errno.ECONNREFUSED: "nobody listens there",
-    errno.EPROTOTYPE: "nobody listens there: a datagram socket, or one that is bound and no more",
-    errno.EAGAIN: "timed out: those who wait to be accepted fill the queue",
+    errno.EPROTOTYPE: "nobody listens there: a datagram socket, or one that is bound but not listening",
+    errno.EAGAIN: "timed out: its queue of waiting clients is full",
 }
 COLUMNS = {"TIME": 25, "PID": 7, "PROGRAM": 15, "UID": 17, "GID": 17, "GROUPS": 0}
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    if sys.stdout is None:
+        print("peercred: there is no standard output to write to", file=sys.stderr)
+        return 1
+    parser = Parser(
         prog="peercred",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -64,17 +71,16 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object per peer and line")
     parser.add_argument("--version", action="store_true", help="show the version of peercred, and exit")
     options = parser.parse_args()
-    if options.version:
-        print("peercred", version("peercred"))
-        return 0
     if options.mode is not None and options.listen is None:
         parser.error("argument --mode: goes with --listen")
     if options.timeout is not None and options.path is None:
         parser.error("argument --timeout: goes with PATH")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        peercred.AllowList()  # where there is no Linux, it ends here
-        if options.listen is not None:
+        refuse_elsewhere()
+        if options.version:
+            print("peercred", version("peercred"))
+        elif options.listen is not None:
             listen(options.listen, 0o600 if options.mode is None else options.mode, options.json)
         elif options.path is not None:
             show_listener(options.path, options.timeout or 5, options.json)
@@ -88,14 +94,23 @@ def main() -> int:
         print(f"peercred: {printable(where + (error.strerror or str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 0 if options.listen is not None else 1
+        return 1
     return 0
+
+
+def refuse_elsewhere() -> None:
+    """UnsupportedError where there is no Linux. Here, nobody is at the end of descriptor -1."""
+    try:
+        peercred.read(-1)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
 
 
 def socket_address(text: str) -> bytes:
     address = os.fsencode(text)
-    if not address:
-        raise argparse.ArgumentTypeError("a path is not empty")
+    if not address or b"\0" in address:
+        raise argparse.ArgumentTypeError("a path is not empty, and has no NUL")
     return b"\0" + address[1:] if address.startswith(b"@") else address
 
 
@@ -122,8 +137,8 @@ def show_listener(address: bytes, timeout: float, as_json: bool) -> None:
 
 def show_child(as_json: bool) -> None:
     with tempfile.TemporaryDirectory() as private, socket.socket(socket.AF_UNIX) as server:
-        path = str(Path(private, "socket"))
-        server.bind(path)
+        path = os.path.join(os.fsencode(private), b"socket")
+        bind(server, path, 0o600)
         server.listen()
         server.settimeout(30)
         with subprocess.Popen([sys.executable, "-c", CHILD, path]) as child, server.accept()[0] as conn:
@@ -135,21 +150,22 @@ def show_child(as_json: bool) -> None:
 
 
 def listen(address: bytes, mode: int, as_json: bool) -> None:
-    signals = signal.SIGINT, signal.SIGTERM
-    for number in signals:
-        signal.signal(number, signal.default_int_handler)
-    with socket.socket(socket.AF_UNIX) as server, contextlib.ExitStack() as cleanup:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until it is known what there is to remove
-        try:
-            bind(server, address, mode)
-            if not address.startswith(b"\0"):
-                cleanup.callback(remove, address, os.lstat(address))
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    stop, wake = socket.socketpair()
+    with stop, wake, socket.socket(socket.AF_UNIX) as server, contextlib.ExitStack() as cleanup:
+        # A signal is a byte from wake to stop, and no exception: that could come in the middle of the clean-up.
+        wake.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        cleanup.callback(signal.set_wakeup_fd, -1)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, lambda *_: None)
+        bind(server, address, mode)
+        if not address.startswith(b"\0"):
+            cleanup.callback(remove, address, os.lstat(address))
         server.listen()
         if not as_json and sys.stdout.isatty():
             show_row(*COLUMNS)
-        while True:
+        while stop not in select.select([server, stop], [], [])[0]:
             with server.accept()[0] as conn:
                 peer = peer_of(conn)
             if as_json:
@@ -164,12 +180,13 @@ def bind(server: socket.socket, address: bytes, mode: int) -> None:
     """Make the socket, with its mode from the first moment, and in the place of a dead socket at the most."""
     if not address.startswith(b"\0"):
         with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(os.lstat(address).st_mode):
+            before = os.lstat(address)
+            if not stat.S_ISSOCK(before.st_mode):
                 raise OSError(errno.EEXIST, f"{shown(address)}: exists, is no socket, and stays as it is")
             try:
-                connect(address, 1).close()  # one that is alive is in the way of bind() below
+                connect(address, 0).close()  # one that is alive is in the way of bind() below
             except ConnectionRefusedError:
-                os.unlink(address)
+                remove(address, before)
     mask = os.umask(0o777 & ~mode)
     try:
         server.bind(address)
@@ -179,31 +196,35 @@ def bind(server: socket.socket, address: bytes, mode: int) -> None:
         os.umask(mask)
 
 
-def remove(address: bytes, own: os.stat_result) -> None:
+def remove(address: bytes, known: os.stat_result) -> None:
     with contextlib.suppress(FileNotFoundError):
-        if os.path.samestat(os.lstat(address), own):  # not another's, which has taken the place since
+        if os.path.samestat(os.lstat(address), known):  # not another's, which has taken the place since
             os.unlink(address)
 
 
 def connect(address: bytes, timeout: float) -> socket.socket:
     """A connection to a stream or seqpacket socket, or an OSError that says of which address and why."""
+    deadline = time.monotonic() + timeout
     failure = OSError()
     for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
-        conn = socket.socket(socket.AF_UNIX, kind)
-        # The kernel's own timeout: with Python's the socket does not block, and a full queue fails at once.
-        fraction, whole = math.modf(timeout)
-        conn.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(whole), int(fraction * 1e6)))
-        try:
-            conn.connect(address)
-        except OSError as error:
-            conn.close()
-            # Only a dead socket refuses both types. One that is bound has a type, and the other is EPROTOTYPE.
-            if failure.errno != errno.EPROTOTYPE or error.errno != errno.ECONNREFUSED:
-                failure = error
-            if error.errno not in (errno.EPROTOTYPE, errno.ECONNREFUSED):
+        with contextlib.ExitStack() as stack:
+            conn = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+            conn.setblocking(False)
+            try:
+                # EAGAIN is a full queue. To wait in connect(2) would be to believe in a connection after Ctrl-Z and fg.
+                while (error := conn.connect_ex(address)) == errno.EAGAIN and time.monotonic() < deadline:
+                    time.sleep(0.02)
+            except OSError as too_long:
+                failure = too_long
                 break
-        else:
-            return conn
+            if error == 0:
+                stack.pop_all()
+                return conn
+            # Only a dead socket refuses both types. One that is bound has a type, and the other is EPROTOTYPE.
+            if failure.errno != errno.EPROTOTYPE or error != errno.ECONNREFUSED:
+                failure = OSError(error, os.strerror(error))
+            if error not in (errno.EPROTOTYPE, errno.ECONNREFUSED):
+                break
     why = WHY.get(failure.errno or 0) or failure.strerror or str(failure)
     if os.path.exists(address) and not stat.S_ISSOCK(os.stat(address).st_mode):
         why = "not a socket"
@@ -254,7 +275,9 @@ def process_of(conn: socket.socket) -> tuple[str | None, list[str] | None, bool 
             # The number that it has in this /proc, which may be of another PID namespace than this process; or -1.
             pid = re.findall(r"^Pid:\s*(.*)$", Path(f"/proc/self/fdinfo/{pidfd}").read_text(), re.MULTILINE)[0]
             program = text(Path(f"/proc/{pid}/comm").read_bytes().removesuffix(b"\n"))
-            command = [text(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
+            # Some write a title there, with nothing but NULs behind it.
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0")
+            command = [text(word) for word in words.split(b"\0")] if words else []
         ended = select.poll()
         ended.register(pidfd, select.POLLIN)
         if ended.poll(0):  # then /proc may have spoken of a successor

@@ -1,7 +1,7 @@
 """Who may come in: AllowList."""
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ._cred import Cred
 from ._descriptor import Connection
@@ -45,8 +45,8 @@ class AllowList:
 
     uids: frozenset[int] | range
     gids: frozenset[int] | range
-    _overflow_uid: int
-    _overflow_gid: int
+    _overflow_uid: int = field(init=False)
+    _overflow_gid: int = field(init=False)
 
     def __init__(self, uids: "Iterable[int]" = (), gids: "Iterable[int]" = ()) -> None:
         overflow_uid, overflow_gid = kernel.overflow_ids()
@@ -64,8 +64,8 @@ class AllowList:
     def require(self, conn: Connection) -> Cred:
         """Let in the peer of a connection, or raise.
 
-        It is in if `read` gives a uid of `uids`, or a gid of `gids`, or if one of `read_groups` is in `gids`; which is
-        asked only if it decides. What the answer proves, and what not, is as for these two.
+        It is in if `read` gives a uid of `uids`, or a gid of `gids`, or if one of `read_groups` is in `gids`; these are
+        asked for only if nothing else has matched. What the answer proves, and what not, is as for these two.
 
         Args:
             conn: As for `read`.
@@ -89,7 +89,7 @@ class AllowList:
 
 
 def _ids(name: str, ids: "Iterable[int]", overflow: int) -> frozenset[int] | range:
-    if isinstance(ids, str | bytes | bytearray) or not hasattr(ids, "__iter__"):
+    if isinstance(ids, str | bytes | bytearray | memoryview) or not hasattr(ids, "__iter__"):
         raise TypeError(f"{name} is an iterable of ints, such as {{0, 1000}}, and not {ids!r}")
     if isinstance(ids, range):
         checked: Iterable[int] = (ids[0], ids[-1]) if ids else ()

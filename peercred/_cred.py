@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Cred:
     """A process as the kernel recorded it: an immutable value; hashable, comparable, picklable.
 
-    pid: Process id (the thread group's) as of then, in the reader's PID namespace; None where the process
+    pid: Process id (the thread group's) at that moment, in the reader's PID namespace; None where the process
         is outside of it. The kernel says 0 there, and `os.kill(0, sig)` would signal the caller's own
         process group. The number may have been given to another process since.
     uid: User id, in the reader's user namespace. Unsigned, up to 4294967294. One that has no mapping there

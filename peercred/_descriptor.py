@@ -50,8 +50,10 @@ def _unwrap(conn: Connection) -> int:
         return int(conn)
     if hasattr(conn, "get_extra_info"):
         socket = conn.get_extra_info("socket")
-        # None of a uvloop transport that is closed, or of a pipe's: no descriptor, for the kernel to refuse.
-        return -1 if socket is None else socket.fileno()
+        if socket is None:  # a uvloop transport that is closed, or a pipe's: no descriptor, for the kernel to refuse
+            return -1
+        if hasattr(socket, "fileno"):
+            return socket.fileno()  # type: ignore[no-any-return]
     raise TypeError(
         f"{type(conn).__name__!r} object is not a connection: pass a socket, its int descriptor, or an asyncio "
         "transport or StreamWriter (of a trio stream, stream.socket; of an anyio stream, "

@@ -98,7 +98,7 @@ def peerpidfd(fd: int) -> int:
             raise ProcessLookupError(
                 ESRCH, "the peer is gone, and this kernel cannot name it any more (Linux 6.16 can)"
             )
-        if length != 4:
+        if length != 4 or pidfd[0] < 0:
             raise _error(fd, length, "SO_PEERPIDFD")
         return int(pidfd[0])
     except BaseException:  # a signal handler's, too; and a listening socket has opened one of its own process

@@ -154,7 +154,7 @@ def exec_cat(sock: socket.socket) -> None:
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
-MS_REC, MS_PRIVATE = 0x4000, 0x40000
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 
 
 def unshare(flags: int) -> None:
@@ -179,14 +179,21 @@ def in_pid_namespace(function: Callable[[], Any]) -> Any:
     return call(namespace)
 
 
+def bind_mount(source: Path, target: Path) -> None:
+    if LIBC.mount(bytes(source), bytes(target), None, MS_BIND, None) != 0:
+        raise OSError(ctypes.get_errno(), f"mount({target})")
+
+
 def in_user_namespace(mapping: str, function: Callable[[], Any]) -> Any:
     """What `function` returns in a user namespace, where ids are mapped so; as root."""
     asked, ask = os.pipe()
     mapped, has_mapped = os.pipe()
 
     def inside() -> Any:
-        unshare(CLONE_NEWUSER)
-        os.write(ask, b"x")
+        try:
+            unshare(CLONE_NEWUSER)
+        finally:
+            os.write(ask, b"x")
         os.read(mapped, 1)
         return function()
 
@@ -235,3 +242,17 @@ def on_a_terminal(command: list[str]) -> tuple[str, int]:
                 output += chunk
     os.close(ours)
     return output.decode().replace("\r\n", "\n"), process.returncode
+
+
+def namespaces_can_be_made() -> bool:
+    try:
+        in_user_namespace("0 0 1", lambda: None)
+        in_pid_namespace(lambda: None)
+    except (AssertionError, OSError, EOFError):
+        return False
+    return True
+
+
+needs_namespaces = pytest.mark.skipif(
+    os.geteuid() != 0 or not namespaces_can_be_made(), reason="needs root that may make namespaces (CAP_SYS_ADMIN)"
+)

@@ -106,6 +106,13 @@ def test_transport_without_a_socket_is_not_open():
     assert caught.value.errno == errno.EBADF
 
 
+@pytest.mark.parametrize("answer", [3, "socket", object()])
+def test_transport_with_something_else_is_refused(answer):
+    """What get_extra_info() gives must be a socket."""
+    with pytest.raises(TypeError, match="'Transport' object is not a connection: pass a socket"):
+        peercred.read(Transport(answer))
+
+
 @pytest.mark.parametrize("answer", [None, True, "3", 3.0, b"", object()])
 def test_fileno_that_is_no_int_is_refused(answer):
     """Neither is a number made of what fileno() returned."""

@@ -261,6 +261,12 @@ def test_groups_are_asked_for_only_if_they_decide(ask):
     assert require(uids={other}, gids={2**32 - 2}).startswith(f"UnsupportedError {errno.ENOPROTOOPT} ")
 
 
+@pytest.mark.parametrize("number", [-1, -24, -(2**31)])
+def test_negative_pidfd_is_refused(ask, number):
+    """It is no descriptor."""
+    assert ask("open_pidfd", lib.SO_PEERPIDFD, struct.pack("i", number)).startswith(f"OSError {errno.EPROTO} ")
+
+
 @pytest.mark.parametrize(("error", "alive"), [(errno.ENOPROTOOPT, None), (errno.EINVAL, False)])
 def test_command_without_a_pidfd(environment, error, alive):
     """The command names no program by pid alone, on kernels that have no pidfd, or none of a peer that is gone."""

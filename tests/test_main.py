@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import io
 import json
 import os
 import pty
+import pwd
 import re
-import shutil
+import shlex
 import signal
 import socket
 import stat
@@ -43,6 +45,20 @@ def refused(*arguments):
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(r"peercred: .+\n", result.stderr)
     return result.stderr
+
+
+def user(uid):
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(uid).pw_name
+
+
+def group(gid):
+    with contextlib.suppress(KeyError):
+        return grp.getgrgid(gid).gr_name
+
+
+def named(name, number):
+    return f"{name} ({number})" if name else str(number)
 
 
 def proc(pid, name):
@@ -79,15 +95,16 @@ def test_who_listens(daemon):
     peer = json.loads(answered("--json", path))
     assert list(peer) == KEYS
     assert peer.pop("time")
-    assert peer.pop("label") is None or isinstance(peer["label"], str)
+    label = peer.pop("label")
+    assert label is None or isinstance(label, str)
     assert peer == {
         "pid": child.pid,
         "program": proc(child.pid, "comm").decode().rstrip("\n"),
         "command": proc(child.pid, "cmdline").decode().split("\0")[:-1],
         "uid": 1001,
-        "user": None,
+        "user": user(1001),
         "gid": 2001,
-        "group": None,
+        "group": group(2001),
         "groups": [4, 27, 3_000_000_000],
         "alive": True,
     }
@@ -104,8 +121,8 @@ def test_who_listens_for_people(daemon):
         "pid", "program", "command", "user", "group", "groups", "label", "alive",
     ]  # fmt: skip
     assert f"pid: {child.pid}" in lines
-    assert "user: 1001" in lines
-    assert "groups: adm (4), sudo (27), 3000000000" in lines
+    assert f"user: {named(user(1001), 1001)}" in lines
+    assert f"groups: {', '.join(named(group(gid), gid) for gid in (4, 27, 3_000_000_000))}" in lines
     assert "alive: yes" in lines
 
 
@@ -149,13 +166,17 @@ def test_nothing_to_answer(place):
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
         with socket.socket(socket.AF_UNIX, kind) as bound:
             bound.bind(str(place / kind.name))
-            assert "bound and no more" in refused(str(place / kind.name))
+            assert "bound but not listening" in refused(str(place / kind.name))
 
 
 def main_here(*arguments):
     """The command in this process: of another user, for whom the interpreter may be out of reach."""
-    sys.argv[1:] = arguments
-    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())), contextlib.redirect_stderr(io.StringIO()) as error:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())),
+        contextlib.redirect_stderr(io.StringIO()) as error,
+    ):
+        patch.setattr(sys, "argv", ["peercred", *arguments])
         return main(), error.getvalue()
 
 
@@ -180,6 +201,21 @@ def test_full_backlog(place, kind):
             assert "timed out" in refused("--timeout", "0.01", str(place / "socket"))
 
 
+def test_interrupted_while_it_waits(place):
+    """Ctrl-C on a full backlog: exit code 1, and no traceback."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(place / "socket"))
+        server.listen(0)
+        with connect(str(place / "socket")):
+            previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            try:
+                assert main_here("--timeout", "60", str(place / "socket")) == (1, "")
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, previous)
+
+
 @needs_pidfd
 def test_hostile_names_are_escaped(server):
     """Neither a program's name nor its arguments write on the operator's terminal; JSON holds them unchanged."""
@@ -191,7 +227,7 @@ def test_hostile_names_are_escaped(server):
         stdin, hold = os.pipe()
         os.dup2(stdin, 0)
         os.set_inheritable(hold, True)
-        os.execv(shutil.which("cat"), ["\x1b]0;title\x07", "-u", "-", hostile])
+        os.execv(sys.executable, ["\x1b]0;title\x07", "-c", "import sys; sys.stdin.read()", hostile])
 
     def renamed():
         server.listen()
@@ -205,10 +241,15 @@ def test_hostile_names_are_escaped(server):
         assert json.loads(answered("--json", name))["program"] == "\x1b[2J\\xff\nroot"
         assert not re.search(r"[^\n\x20-\x7e]", output)
     with Child(listen) as child:
-        while proc(child.pid, "comm") != b"cat\n":
-            os.sched_yield()
+        while hostile.encode() not in proc(child.pid, "cmdline"):
+            assert os.waitpid(child.pid, os.WNOHANG) == (0, 0)
         output = answered(name)
-        assert json.loads(answered("--json", name))["command"] == ["\x1b]0;title\x07", "-u", "-", hostile]
+        assert json.loads(answered("--json", name))["command"] == [
+            "\x1b]0;title\x07",
+            "-c",
+            "import sys; sys.stdin.read()",
+            hostile,
+        ]
         assert r"\x1b]0;title\x07" in output
         assert not re.search(r"[^\n\x20-\x7e]", output)
         child.kill()
@@ -248,7 +289,7 @@ def test_listen_shows_everyone(place):
                 assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", time)
                 assert int(pid) == child.pid
                 assert program == proc(child.pid, "comm").decode().rstrip("\n")
-                assert (uid, gid) == tuple("root (0)" if n == 0 else str(n) for n in ids[:2])
+                assert (uid, gid) == (named(user(ids[0]), ids[0]), named(group(ids[1]), ids[1]))
                 assert groups == [",".join(map(str, ids[2])) or "-"]
 
 
@@ -270,14 +311,29 @@ def test_listen_mode(place, arguments, mode):
         assert stat.S_ISSOCK(os.lstat(place / "door").st_mode)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_listen_ends_and_removes_its_socket(place, number):
-    """By Ctrl-C and by SIGTERM: exit code 0, nothing on stderr, and no file left."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("times", [1, 2])
+def test_listen_ends_and_removes_its_socket(place, number, times):
+    """By Ctrl-C, SIGTERM and a closed terminal, also twice: exit code 0, nothing on stderr, and no file left."""
     with listening(place / "door") as command:
-        command.send_signal(number)
+        for _ in range(times):
+            command.send_signal(number)
         assert command.wait() == 0
         assert command.stderr.read() == ""
     assert not (place / "door").exists()
+
+
+def test_signal_that_is_ignored_stays_ignored(place):
+    """Under nohup a closed terminal does not end it."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening(place / "door") as command:
+            command.stdout.readline()
+            command.send_signal(signal.SIGHUP)
+            connect(str(place / "door")).close()
+            assert command.stdout.readline()
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_listen_removes_no_others_socket(place):
@@ -358,7 +414,7 @@ def test_listen_on_a_terminal(place):
     head, line = output.decode().splitlines()
     assert head.split() == ["TIME", "PID", "PROGRAM", "UID", "GID", "GROUPS"]
     assert line[head.index("PID") :].split()[0] == str(os.getpid())
-    assert line[head.index("UID") :].split(" (")[0].split()[0] in {"root", str(os.geteuid())}
+    assert line[head.index("UID") :].startswith(f"{named(user(os.geteuid()), os.geteuid())} ")
 
 
 def test_child_is_shown():
@@ -369,6 +425,43 @@ def test_child_is_shown():
     first, second, *_ = answered().splitlines()
     pid = re.match(r"Process (\d+), a child of this one, has connected", first)[1]
     assert second == f"pid: {pid}"
+
+
+def test_process_title(server):
+    """A title that a program has written over its arguments is not followed by empty words."""
+
+    def listen():
+        server.listen()
+        os.execv(sys.executable, ["server: ready", "-c", "import sys; sys.stdin.read()", *[""] * 30])
+
+    stdin, hold = os.pipe()
+    name = "@" + server.getsockname()[1:].decode()
+    with Child(lambda: os.dup2(stdin, 0) or listen()) as child:
+        while b"ready" not in proc(child.pid, "cmdline"):
+            assert os.waitpid(child.pid, os.WNOHANG) == (0, 0)
+        if json.loads(answered("--json", name))["alive"]:
+            assert json.loads(answered("--json", name))["command"][-1] == "import sys; sys.stdin.read()"
+        child.kill()
+    os.close(stdin)
+    os.close(hold)
+
+
+def test_without_standard_output():
+    """Closed, or a device that is full: one line on stderr, and exit code 1."""
+    for redirection, words in ((">&-", "no standard output"), (">/dev/full", "No space left")):
+        for arguments in ("", "--json", "--version"):
+            command = f"{shlex.join(COMMAND)} {arguments} {redirection}"
+            result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+            assert result.returncode == 1
+            assert re.fullmatch(rf"peercred: .*{words}.*\n", result.stderr)
+
+
+def test_usage_is_escaped():
+    """A file's name that the shell has put on the command line does not write on the terminal."""
+    result = run("a", "b\x1b[2J")
+    assert result.returncode == 2
+    assert "\x1b" not in result.stderr
+    assert r"b\x1b[2J" in result.stderr
 
 
 def test_help_and_version():

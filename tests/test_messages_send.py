@@ -9,7 +9,7 @@ import socket
 import struct
 
 import pytest
-from peers import Child, become, call, in_user_namespace, needs_pidfd, needs_root, outcome
+from peers import Child, become, call, in_user_namespace, needs_namespaces, needs_pidfd, needs_root, outcome
 from test_messages import own
 from test_open_pidfd import fdinfo
 
@@ -150,7 +150,7 @@ def test_root_may_claim_anything(ends):
         messages.send(sender, b"x", cred=Cred(other.pid, 0, 0))
 
 
-@needs_root
+@needs_namespaces
 def test_id_without_a_mapping(ends):
     """EINVAL, and the error names the claim."""
     _, sender = ends

@@ -14,7 +14,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from peers import Child, become, call, connect, exec_cat, in_pid_namespace, needs_pidfd, needs_root, stranger_with
+from peers import (
+    Child,
+    become,
+    call,
+    connect,
+    exec_cat,
+    in_pid_namespace,
+    needs_namespaces,
+    needs_pidfd,
+    stranger_with,
+)
 
 import peercred
 from peercred._libc import lib
@@ -182,7 +192,7 @@ def test_clients_own_end_has_the_listener(server):
             os.close(fd)
 
 
-@needs_root
+@needs_namespaces
 def test_peer_in_another_pid_namespace(server):
     """From inside a namespace, a peer outside has no number, yet its pidfd is the right one, and works with poll."""
 
@@ -194,7 +204,7 @@ def test_peer_in_another_pid_namespace(server):
     assert in_pid_namespace(inside) == (None, own_identity(os.getpid()), [])
 
 
-@needs_root
+@needs_namespaces
 def test_recycled_pid(server):
     """A stranger has the dead peer's number: read() gives that number, and the pidfd is not the stranger's."""
 

@@ -11,7 +11,19 @@ import threading
 from pathlib import Path
 
 import pytest
-from peers import CLONE_NEWPID, CLONE_NEWUSER, Child, become, call, connect, exec_cat, needs_root, outcome, unshare
+from peers import (
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    Child,
+    become,
+    call,
+    connect,
+    exec_cat,
+    needs_namespaces,
+    needs_root,
+    outcome,
+    unshare,
+)
 
 import peercred
 from peercred import Cred
@@ -165,7 +177,7 @@ def test_shut_down_connection_still_names_its_peer(pair):
     assert peercred.read(ours) == Cred(pid=os.getpid(), uid=os.geteuid(), gid=os.getegid())
 
 
-@needs_root
+@needs_namespaces
 def test_reader_in_a_user_namespace_sees_its_own_numbers(server):
     """Ids are translated at read time: mapped ones into the reader's numbers, all others into 65534."""
 
@@ -196,7 +208,7 @@ def test_reader_in_a_user_namespace_sees_its_own_numbers(server):
     assert translated == Cred(child.pid, 0, 7)
 
 
-@needs_root
+@needs_namespaces
 def test_pid_is_none_where_the_reader_cannot_see_the_peer(server):
     """From inside a child PID namespace a peer outside has no number; from outside, the one inside has."""
 

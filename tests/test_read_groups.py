@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from peers import CLONE_NEWUSER, Child, become, connect, needs_root, unshare
+from peers import CLONE_NEWUSER, Child, become, connect, needs_namespaces, needs_root, unshare
 
 import peercred
 
@@ -93,6 +93,7 @@ def test_clients_own_end_has_the_listeners_groups(server):
             assert peercred.read_groups(client) == (8, 9)
 
 
+@needs_namespaces
 def test_unmapped_groups(server):
     """In a user namespace each group without a mapping is the overflow id, in its place, and none is dropped."""
 

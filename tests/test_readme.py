@@ -19,6 +19,7 @@ from peers import (
     connect_soon,
     exec_cat,
     in_pid_namespace,
+    needs_namespaces,
     needs_pidfd,
     needs_root,
     on_a_terminal,
@@ -79,7 +80,7 @@ def test_program_of_a_living_peer(server):
 
 
 @needs_pidfd
-@needs_root
+@needs_namespaces
 def test_program_of_a_dead_peer_is_not_its_successors(server):
     """Neither is a stranger's program taken for the peer's, whose number it has."""
 
