@@ -12,8 +12,8 @@ Linux knows three identities of a peer, which may differ:
   user 1000 runs is 1000 here, and 0 above. Trust it for which user and which process a message is of.
 - *Claimed*, `Message.cred` where the sender gave credentials, as `send(cred=...)` does; the receiver cannot tell. The
   kernel lets it choose among its real, effective and saved ids; root (CAP_SETUID, CAP_SETGID, CAP_SYS_ADMIN) may
-  use any id and any existing process's pid, which the pidfd then follows. So a uid proves that the sender may act as that user, and a pid or pidfd
-  which process it is, both as far as root is trusted.
+  use any id and any existing process's pid, which the pidfd then follows. So a uid proves that the sender may act as
+  that user, and a pid or pidfd which process it is, both as far as root is trusted.
 """
 
 import os

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import socket
+import subprocess
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,20 @@ def datagrams() -> Iterator[tuple[socket.socket, socket.socket]]:
     with receiver, sender:
         messages.enable(receiver)
         yield receiver, sender
+
+
+@pytest.fixture(scope="session")
+def preloadable(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Compiles what LD_PRELOAD puts below the package: a libc that answers what no kernel here does."""
+
+    def compile_library(source: str) -> Path:
+        compiler = shutil.which(os.environ.get("CC", "cc"))
+        if compiler is None:
+            pytest.skip(reason="needs a C compiler, for answers that no kernel here gives")
+        file = tmp_path_factory.mktemp("preload") / "shim.c"
+        file.write_text(source)
+        library = file.with_suffix(".so")
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, file, "-ldl"], check=True)
+        return library
+
+    return compile_library

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import socket
 import struct
 import subprocess
@@ -53,16 +52,9 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 
 
 @pytest.fixture(scope="session")
-def shim(tmp_path_factory):
+def shim(preloadable):
     """The library to preload."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        pytest.skip(reason="needs a C compiler, for a getsockopt that answers what no kernel does")
-    source = tmp_path_factory.mktemp("shim") / "shim.c"
-    source.write_text(SHIM)
-    library = source.with_suffix(".so")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    return library
+    return preloadable(SHIM)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -88,16 +87,9 @@ except OSError as error:
 
 
 @pytest.fixture(scope="session")
-def shim(tmp_path_factory):
+def shim(preloadable):
     """The library to preload."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        pytest.skip(reason="needs a C compiler, for a recvmsg that answers what no kernel does")
-    source = tmp_path_factory.mktemp("shim") / "shim.c"
-    source.write_text(SHIM)
-    library = source.with_suffix(".so")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    return library
+    return preloadable(SHIM)
 
 
 @pytest.fixture
