@@ -24,6 +24,13 @@ DECLARATIONS = """
         ...;
     };
 
+    struct peer {
+        pid_t pid;
+        uid_t uid;
+        gid_t gid;
+        int groups;
+    };
+
     #define AF_UNIX ...
     #define MSG_CMSG_CLOEXEC ...
     #define MSG_CTRUNC ...
@@ -39,32 +46,46 @@ DECLARATIONS = """
     #define SO_DOMAIN ...
     #define SO_PASSCRED ...
     #define SO_PASSPIDFD ...
+    #define SO_PASSRIGHTS ...
     #define SO_PASSSEC ...
     #define SO_PEERGROUPS ...
     #define SO_PEERPIDFD ...
-    #define SO_PEERSEC ...
     #define SO_TYPE ...
 
-    #define CREDS_ROOM ...
-    #define PIDFD_ROOM ...
+    #define GROUPS_MAX ...
     #define LABEL_MAX ...
-    #define LABEL_ROOM ...
+    #define FDS_MAX ...
+    #define PASS_CREDS ...
+    #define PASS_PIDFD ...
+    #define PASS_LABEL ...
+    #define PASS_FDS ...
 
     int getsockopt(int sockfd, int level, int optname, void *optval, socklen_t *optlen);
-    int setsockopt(int sockfd, int level, int optname, const void *optval, socklen_t optlen);
 
-    static int peer_option(int fd, int option, void *value, int size);
     static struct ucred peercred(int fd);
-    static int passing(int fd);
-    static struct ucred unpack_ucred(const char *bytes);
+    static struct peer peercred_and_groups(int fd, gid_t *gids, int count);
+    static int peergroups(int fd, gid_t *gids, int count);
+    static int peersec(int fd, char *label, socklen_t size);
+    static int peerpidfd(int fd);
+    static int int_option(int fd, int option);
+
+    static int passing(int fd, int bits);
+    static int set_passing(int fd, int wanted);
+    static int room(int passing, int fds);
+    static struct ucred unpack_ucred(const char *payload, size_t length);
 """
 
 SOURCE = """
 #include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
-/* What headers older than the running kernel lack. MIPS, Alpha and PowerPC have the common numbers here. */
+/* What headers older than the running kernel lack. MIPS, Alpha and PowerPC
+   have the common numbers here. */
 #ifndef SO_PEERGROUPS
 #if defined(__hppa__)
 #define SO_PEERGROUPS 0x4034
@@ -72,6 +93,15 @@ SOURCE = """
 #define SO_PEERGROUPS 61
 #else
 #define SO_PEERGROUPS 59
+#endif
+#endif
+#ifndef SO_PASSPIDFD
+#if defined(__hppa__)
+#define SO_PASSPIDFD 0x404A
+#elif defined(__sparc__)
+#define SO_PASSPIDFD 85
+#else
+#define SO_PASSPIDFD 76
 #endif
 #endif
 #ifndef SO_PEERPIDFD
@@ -83,14 +113,13 @@ SOURCE = """
 #define SO_PEERPIDFD 77
 #endif
 #endif
-
-#ifndef SO_PASSPIDFD
+#ifndef SO_PASSRIGHTS
 #if defined(__hppa__)
-#define SO_PASSPIDFD 0x404A
+#define SO_PASSRIGHTS 0x4051
 #elif defined(__sparc__)
-#define SO_PASSPIDFD 85
+#define SO_PASSRIGHTS 0x5C
 #else
-#define SO_PASSPIDFD 76
+#define SO_PASSRIGHTS 83
 #endif
 #endif
 #ifndef SCM_SECURITY
@@ -100,84 +129,272 @@ SOURCE = """
 #define SCM_PIDFD 4
 #endif
 
-/* Room for each control message. A pidfd comes last, and without padding behind it, where half a descriptor fits. */
-#define CREDS_ROOM CMSG_SPACE(sizeof(struct ucred))
-#define PIDFD_ROOM CMSG_LEN(sizeof(int))
-/* The page that /proc/<pid>/attr/current takes, and many times what labels are. */
+/* The kernel's limits: supplementary groups of a process (NGROUPS_MAX), and
+   descriptors in a message (SCM_MAX_FD). A label fits into the page that
+   /proc/<pid>/attr/current takes. */
+#define GROUPS_MAX 65536
+#define FDS_MAX 253
 #define LABEL_MAX 4096
-#define LABEL_ROOM CMSG_SPACE(LABEL_MAX)
 
-/* cffi lets go of the GIL around every call. getsockopt(2) never blocks, and to get the GIL back beside
-   busy threads takes a switch interval of each, so this module keeps it, as CPython's socket.getsockopt
-   does. Nothing that can block may be declared here. */
+/* cffi releases the GIL around every call. These calls never block, and to
+   get the GIL back beside busy threads takes a switch interval for each of
+   them. So this module keeps the GIL, as CPython's socket.getsockopt does.
+   Nothing that can block may be called here without releasing it. */
 #undef Py_BEGIN_ALLOW_THREADS
 #undef Py_END_ALLOW_THREADS
 #define Py_BEGIN_ALLOW_THREADS {
 #define Py_END_ALLOW_THREADS }
 
-/* Asks for a SO_PEER* option; the length of the answer, or a negative errno. What the kernel leaves unwritten is
-   -1, for 0 is root. A listening socket answers with its own identity and counts as not connected. That is looked
-   up last: a socket may begin to listen at any moment, and never stops. */
-static int peer_option(int fd, int option, void *value, int size)
-{
-    int listening = 1;
-    socklen_t length = size, listening_length = sizeof listening;
+/* Every function returns its errno, negated. cffi's saved errno would be read
+   a step later, and a signal handler may run in between. */
 
-    memset(value, 0xff, size);
-    if (getsockopt(fd, SOL_SOCKET, option, value, &length) != 0
-        || getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &listening_length) != 0)
+static int int_option(int fd, int option)
+{
+    int value = -1;
+    socklen_t length = sizeof value;
+
+    if (getsockopt(fd, SOL_SOCKET, option, &value, &length) != 0)
         return -errno;
-    if (listening)
-        return -ENOTCONN;
-    return length <= (socklen_t)size ? (int)length : -EPROTO;
+    return length == sizeof value && value >= 0 ? value : -EPROTO;
 }
 
-/* SO_PEERCRED in one crossing: the credentials, or as pid a negative errno. No peer is a success to the
-   kernel, with ids of -1. */
-static struct ucred peercred(int fd)
+/* Is the socket connected, to one Unix socket? 0, or a negative errno.
+
+   SO_PEER* succeed without a peer as well. A listening socket answers with its
+   own ids, and so does a Bluetooth socket, connected or not. A datagram
+   socketpair still names its maker after it was connected elsewhere: a peer
+   with an address gives that away. */
+static int has_peer(int fd)
+{
+    struct sockaddr_un address;
+    socklen_t length = sizeof address;
+    int type;
+
+    address.sun_family = AF_UNSPEC;
+    if (getpeername(fd, (struct sockaddr *)&address, &length) != 0)
+        return -errno;
+    if (address.sun_family != AF_UNIX)
+        return -EAFNOSUPPORT;
+    if (length <= offsetof(struct sockaddr_un, sun_path))
+        return 0;
+    type = int_option(fd, SO_TYPE);
+    return type == SOCK_DGRAM ? -ENOTCONN : type < 0 ? type : 0;
+}
+
+/* Asks for a SO_PEER* option: the length of the answer, or a negative errno.
+   The buffer starts as 0xff: bytes that the kernel does not write must never
+   read as uid 0. */
+static int ask(int fd, int option, void *value, socklen_t size)
+{
+    socklen_t length = size;
+
+    memset(value, 0xff, size);
+    if (getsockopt(fd, SOL_SOCKET, option, value, &length) != 0)
+        return -errno;
+    return length <= size ? (int)length : -EPROTO;
+}
+
+/* The same of a socket that has a peer. That is asked last: a socket may begin
+   to listen at any moment, but a connected one cannot. */
+static int ask_peer(int fd, int option, void *value, socklen_t size)
+{
+    int length = ask(fd, option, value, size), error = length < 0 ? 0 : has_peer(fd);
+
+    return error < 0 ? error : length;
+}
+
+/* Credentials that are none have a negative errno for a pid. */
+static struct ucred refused(int error)
 {
     struct ucred cred;
-    int length = peer_option(fd, SO_PEERCRED, &cred, sizeof cred);
 
-    if (length < 0)
-        cred.pid = length;
-    else if (length != sizeof cred)
-        cred.pid = -EPROTO;
-    else if (cred.uid == (uid_t)-1 || cred.gid == (gid_t)-1)
-        cred.pid = -ENOTCONN;
+    cred.pid = error;
+    cred.uid = (uid_t)-1;
+    cred.gid = (gid_t)-1;
     return cred;
 }
 
-/* Which of SO_PASSCRED (1), SO_PASSPIDFD (2) and SO_PASSSEC (4) are on, or a negative errno. Of another family's
-   socket Linux 6.12 says that too, and SO_PASSCRED can be on there, to no effect. */
-static int passing(int fd)
+/* An id of -1 is nobody, which the kernel reports as a success. */
+static struct ucred checked(struct ucred cred, int length, int nobody)
 {
-    static const int options[] = {SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC};
-    int i, on, family = -1, mask = 0;
-    socklen_t length = sizeof family;
+    if (length != (int)sizeof cred)
+        return refused(length < 0 ? length : -EPROTO);
+    return cred.uid == (uid_t)-1 || cred.gid == (gid_t)-1 ? refused(nobody) : cred;
+}
 
-    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &length) != 0)
+static struct ucred peercred(int fd)
+{
+    struct ucred cred;
+    int length = ask_peer(fd, SO_PEERCRED, &cred, sizeof cred);
+
+    return checked(cred, length, -ENOTCONN);
+}
+
+/* The number of groups, or a negative errno; -ERANGE if there are more. */
+static int number_of_groups(int length)
+{
+    const int size = sizeof(gid_t);
+
+    return length < 0 ? length : length % size == 0 ? length / size : -EPROTO;
+}
+
+static int peergroups(int fd, gid_t *gids, int count)
+{
+    return number_of_groups(ask_peer(fd, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
+}
+
+/* A struct ucred, and what peergroups() says. */
+struct peer {
+    pid_t pid;
+    uid_t uid;
+    gid_t gid;
+    int groups;
+};
+
+/* Credentials and groups of one peer. Another thread may at any moment put
+   another socket in the place of this descriptor, and the first one back. So
+   both questions go to a descriptor of our own. To close it can block if it has
+   become the last one of its socket: without the GIL, then. */
+static struct peer peercred_and_groups(int fd, gid_t *gids, int count)
+{
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    struct ucred cred = own < 0 ? refused(-errno) : peercred(own);
+    struct peer peer = {cred.pid, cred.uid, cred.gid, 0};
+
+    if (own < 0)
+        return peer;
+    peer.groups = number_of_groups(ask(own, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
+#ifdef Py_PYTHON_H /* PyPy has released it */
+    PyThreadState *state = PyEval_SaveThread();
+#endif
+    close(own);
+#ifdef Py_PYTHON_H
+    PyEval_RestoreThread(state);
+#endif
+    return peer;
+}
+
+static int peersec(int fd, char *label, socklen_t size)
+{
+    return ask_peer(fd, SO_PEERSEC, label, size);
+}
+
+/* A new descriptor, or a negative errno. With a smaller size the kernel makes
+   the descriptor and cuts off its number. */
+static int peerpidfd(int fd)
+{
+    int error, pidfd = -1;
+    socklen_t length = sizeof pidfd;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &length) != 0)
         return -errno;
+    if (length != sizeof pidfd || pidfd < 0)
+        return -EPROTO;
+    error = has_peer(fd);
+    if (error != 0) {
+        close(pidfd); /* of this process itself, if the socket listens */
+        return error;
+    }
+    return pidfd;
+}
+
+/* What comes with a message: a bit for each option that is on. */
+#define PASS_CREDS 1
+#define PASS_PIDFD 2
+#define PASS_LABEL 4
+#define PASS_FDS 8
+
+static const struct {
+    int bit, option, without; /* without: how it is where the kernel lacks it */
+} pass_options[] = {
+    {PASS_CREDS, SO_PASSCRED, 0},
+    {PASS_PIDFD, SO_PASSPIDFD, 0},
+    {PASS_LABEL, SO_PASSSEC, 0},
+    {PASS_FDS, SO_PASSRIGHTS, 1},
+};
+#define PASS_OPTIONS (int)(sizeof pass_options / sizeof *pass_options)
+
+/* Those of the bits in question whose options are on, or a negative errno. Up to
+   Linux 6.12 sockets of other families have SO_PASSCRED too, to no effect. */
+static int passing(int fd, int bits)
+{
+    int i, on, mask = 0, family = int_option(fd, SO_DOMAIN);
+
+    if (family < 0)
+        return family;
     if (family != AF_UNIX)
         return -EAFNOSUPPORT;
-    for (i = 0; i < 3; i++) {
-        on = 0;
-        length = sizeof on;
-        if (getsockopt(fd, SOL_SOCKET, options[i], &on, &length) == 0)
-            mask |= !!on << i;
-        else if (errno != ENOPROTOOPT) /* an option that the kernel lacks is off */
-            return -errno;
+    for (i = 0; i < PASS_OPTIONS; i++) {
+        if ((bits & pass_options[i].bit) == 0)
+            continue;
+        on = int_option(fd, pass_options[i].option);
+        if (on == -ENOPROTOOPT)
+            on = pass_options[i].without;
+        if (on < 0)
+            return on;
+        if (on)
+            mask |= pass_options[i].bit;
     }
     return mask;
 }
 
-/* The payload of SCM_CREDENTIALS, of whose length the caller has made sure, and which need not be aligned. */
-static struct ucred unpack_ucred(const char *bytes)
+static int set_option(int fd, int i, int mask)
+{
+    int on = (mask & pass_options[i].bit) != 0;
+
+    if (setsockopt(fd, SOL_SOCKET, pass_options[i].option, &on, sizeof on) == 0)
+        return 0;
+    /* What the kernel lacks cannot be turned on, and need not be turned off. */
+    return errno == ENOPROTOOPT && (!on || pass_options[i].without) ? 0 : -errno;
+}
+
+/* Turns each option on or off, as the bits say: all of them, or none if there
+   is an error. 0, or a negative errno. */
+static int set_passing(int fd, int wanted)
+{
+    int i, error, before = passing(fd, ~0);
+
+    if (before < 0)
+        return before;
+    for (i = 0; i < PASS_OPTIONS; i++) {
+        error = set_option(fd, i, wanted);
+        if (error != 0) {
+            while (i-- > 0)
+                set_option(fd, i, before);
+            return error;
+        }
+    }
+    return 0;
+}
+
+/* Bytes of control data that a message takes, with this many descriptors. The
+   kernel puts the pidfd last. The last one has no padding behind it, because
+   CMSG_SPACE of one descriptor would let two in. */
+static int room(int passing, int fds)
+{
+    size_t size = 0, attached = (size_t)fds * sizeof(int);
+
+    if (passing & PASS_CREDS)
+        size += CMSG_SPACE(sizeof(struct ucred));
+    if (passing & PASS_LABEL)
+        size += CMSG_SPACE(LABEL_MAX);
+    if (fds > 0)
+        size += passing & PASS_PIDFD ? CMSG_SPACE(attached) : CMSG_LEN(attached);
+    if (passing & PASS_PIDFD)
+        size += CMSG_LEN(sizeof(int));
+    return (int)size;
+}
+
+/* The payload of SCM_CREDENTIALS, which need not be aligned. Half of one is
+   EMSGSIZE, and nobody's is ENODATA. */
+static struct ucred unpack_ucred(const char *payload, size_t length)
 {
     struct ucred cred;
 
-    memcpy(&cred, bytes, sizeof cred);
-    return cred;
+    if (length != sizeof cred)
+        return refused(-EMSGSIZE);
+    memcpy(&cred, payload, sizeof cred);
+    return checked(cred, sizeof cred, -ENODATA);
 }
 """
 

@@ -1,18 +1,22 @@
-"""The two errors of its own that peercred raises. Both are OSErrors: `except OSError` refuses."""
+"""The two exceptions of peercred: both are OSErrors."""
 
 
 class NoPeerError(OSError):
-    """The socket has no peer, so there is nobody to identify. Not a licence to let anybody in.
+    """The socket has no peer, so there is nobody to identify.
 
-    `errno` is ENOTCONN for a Unix socket that is not connected, is listening, or is a datagram socket
-    that socketpair(2) did not make; EAFNOSUPPORT for a socket of another family, such as TCP. The message
-    says which it is and what to pass instead.
+    The message says which kind of socket it is and what to pass instead.
+
+    Attributes:
+        errno: ENOTCONN if it is a Unix socket that is not connected, that
+            listens, or that is a datagram socket connected to an address.
+            EAFNOSUPPORT if it is a socket of another family, such as TCP.
     """
 
 
 class UnsupportedError(OSError):
-    """The system cannot answer the question. Not a licence to skip the check.
+    """This system cannot answer. That is no reason to skip the check.
 
-    `errno` is ENOPROTOOPT where the running kernel or its security module lacks the socket option, and
-    ENOTSUP on any platform but Linux.
+    Attributes:
+        errno: ENOPROTOOPT if the running kernel or its security module lacks
+            the socket option. ENOTSUP if the platform is not Linux.
     """

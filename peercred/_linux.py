@@ -1,114 +1,131 @@
-"""The only module that touches the compiled one, and the only place where an errno becomes an exception."""
+"""The back end of connections, on Linux.
+
+Only this module and `_linux_messages` touch the compiled one, and an errno
+becomes an exception nowhere else.
+"""
+
+from __future__ import annotations
 
 import os
 from errno import (
     EAFNOSUPPORT,
     EBADF,
     EINVAL,
-    EMSGSIZE,
     ENODATA,
     ENOPROTOOPT,
     ENOTCONN,
     ENOTSOCK,
-    EPERM,
-    EPROTO,
     ERANGE,
     ESRCH,
 )
 
-from ._cred import Cred, Draft
+from ._cred import Cred
 from ._errors import NoPeerError, UnsupportedError
 from ._libc import ffi, lib
 
-# An answer of any length: a buffer that nearly always suffices; for the rest, one for the 65,536 groups that there
-# can be, and for a label of a size that no security module comes near.
-_GIDS, _ALL_GIDS = ffi.typeof("gid_t[64]"), ffi.typeof("gid_t[65536]")
-_CHARS, _MANY_CHARS = ffi.typeof("char[256]"), ffi.typeof("char[1048576]")
-_new = ffi.new_allocator(should_clear_after_alloc=False)  # peer_option() fills it
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # Bound once: an attribute of lib or ffi costs 50 ns each time.
-_ucred, _peer_option, _unpack = lib.peercred, lib.peer_option, ffi.unpack
-_SO_PEERGROUPS = lib.SO_PEERGROUPS
-_passing, _unpack_ucred, _UCRED_SIZE = lib.passing, lib.unpack_ucred, ffi.sizeof("struct ucred")
+_peercred, _peergroups, _peerpidfd = lib.peercred, lib.peergroups, lib.peerpidfd
+_peercred_and_groups, _unpack = lib.peercred_and_groups, ffi.unpack
+_new = ffi.new_allocator(should_clear_after_alloc=False)  # C fills it
+# How many gids nearly always suffice, and how many there can be.
+_FEW, _ALL = 64, lib.GROUPS_MAX
+_FEW_GIDS, _ALL_GIDS = ffi.typeof(f"gid_t[{_FEW}]"), ffi.typeof(f"gid_t[{_ALL}]")
 
-# What messages.py has to know of a control message, each number as this architecture has it.
-MSG_CMSG_CLOEXEC, MSG_CTRUNC, LABEL_MAX = lib.MSG_CMSG_CLOEXEC, lib.MSG_CTRUNC, lib.LABEL_MAX
-SCM_CREDENTIALS, SCM_PIDFD, SCM_SECURITY = lib.SCM_CREDENTIALS, lib.SCM_PIDFD, lib.SCM_SECURITY
-SOL_SOCKET, SCM_RIGHTS = lib.SOL_SOCKET, lib.SCM_RIGHTS
 
-# The bits of passing(), as build_ffi.py has them; and the room that a control buffer needs for each set of them.
-CREDS, PIDFD, LABEL = 1, 2, 4
-_PASS = (
-    (CREDS, lib.SO_PASSCRED, "SO_PASSCRED", lib.CREDS_ROOM),
-    (PIDFD, lib.SO_PASSPIDFD, "SO_PASSPIDFD", lib.PIDFD_ROOM),
-    (LABEL, lib.SO_PASSSEC, "SO_PASSSEC", lib.LABEL_ROOM),
-)
-ROOM = tuple(sum(room for bit, _, _, room in _PASS if mask & bit) for mask in range(8))
+# The generated __init__ of a frozen dataclass takes half as long again as its
+# slots' own descriptors do.
+_new_object = object.__new__
+_set_pid, _set_uid, _set_gid = (vars(Cred)[name].__set__ for name in ("pid", "uid", "gid"))
 
 
 def peercred(fd: int) -> Cred:
     """SO_PEERCRED."""
-    ucred = _ucred(fd)
+    ucred = _peercred(fd)
     pid = ucred.pid
     if pid < 0:
-        raise _error(fd, pid, "SO_PEERCRED")
-    draft = Draft()
-    draft.pid = pid or None
-    draft.uid = ucred.uid
-    draft.gid = ucred.gid
-    draft.__class__ = Cred  # type: ignore[assignment]
-    return draft  # type: ignore[return-value]
+        raise error(fd, pid, "SO_PEERCRED")
+    cred = _new_object(Cred)  # as in cred_of(): a frame less is 4 % of the call
+    _set_pid(cred, pid or None)
+    _set_uid(cred, ucred.uid)
+    _set_gid(cred, ucred.gid)
+    return cred
+
+
+def cred_of(ucred: Any) -> Cred | None:
+    """The Cred of a struct from C. None if its pid is a negative errno."""
+    pid = ucred.pid
+    if pid < 0:
+        return None
+    cred = _new_object(Cred)
+    _set_pid(cred, pid or None)
+    _set_uid(cred, ucred.uid)
+    _set_gid(cred, ucred.gid)
+    return cred
 
 
 def peergroups(fd: int) -> tuple[int, ...]:
     """SO_PEERGROUPS."""
-    gids = _new(_GIDS)
-    length = _peer_option(fd, _SO_PEERGROUPS, gids, 256)
-    if length == -ERANGE:
+    gids, room = _new(_FEW_GIDS), _FEW
+    count = _peergroups(fd, gids, room)
+    if count == -ERANGE:
+        gids, room = _new(_ALL_GIDS), _ALL
+        count = _peergroups(fd, gids, room)
+    if count < 0:
+        raise _refusal(fd, count, "SO_PEERGROUPS")
+    return tuple(_unpack(gids, count))
+
+
+def peercred_and_groups(fd: int) -> tuple[Cred, tuple[int, ...], OSError | None]:
+    """SO_PEERCRED and SO_PEERGROUPS of one peer; or no groups, and why."""
+    gids = _new(_FEW_GIDS)
+    peer = _peercred_and_groups(fd, gids, _FEW)
+    count = peer.groups
+    if count == -ERANGE:
         gids = _new(_ALL_GIDS)
-        length = _peer_option(fd, _SO_PEERGROUPS, gids, 262144)
-    if length < 0 or length % 4:
-        raise _error(fd, length, "SO_PEERGROUPS")
-    return tuple(_unpack(gids, length // 4))
+        peer = _peercred_and_groups(fd, gids, _ALL)
+        count = peer.groups
+    cred = cred_of(peer)
+    if cred is None:
+        raise error(fd, peer.pid, "SO_PEERCRED")
+    if count < 0:
+        return cred, (), _refusal(fd, count, "SO_PEERGROUPS")
+    return cred, tuple(_unpack(gids, count)), None
 
 
 def peersec(fd: int) -> bytes:
     """SO_PEERSEC."""
-    peercred(fd)  # first: SELinux has a label for a socket without a peer as well
-    chars = _new(_CHARS)
-    length = _peer_option(fd, lib.SO_PEERSEC, chars, 256)
+    size = 256  # nearly always suffices
+    chars = _new("char[]", size)
+    length = lib.peersec(fd, chars, size)
     if length == -ERANGE:
-        chars = _new(_MANY_CHARS)
-        length = _peer_option(fd, lib.SO_PEERSEC, chars, 1048576)
+        size = 2**20  # no security module comes near
+        chars = _new("char[]", size)
+        length = lib.peersec(fd, chars, size)
     if length < 0:
-        raise _error(fd, length, "SO_PEERSEC")
+        raise _refusal(fd, length, "SO_PEERSEC")
     label: bytes = _unpack(chars, length).removesuffix(b"\0")
     if not label:
         raise OSError(ENODATA, "the security module has recorded an empty label")
     return label
 
 
-def peerpidfd(fd: int) -> int:
-    """SO_PEERPIDFD."""
-    pidfd = ffi.new("int *", -1)
-    try:
-        # With a smaller size the descriptor is made, and its number cut off.
-        length = _peer_option(fd, lib.SO_PEERPIDFD, pidfd, 4)
-        if length == -EINVAL:
-            raise ProcessLookupError(
-                ESRCH, "the peer is gone, and this kernel cannot name it any more (Linux 6.16 can)"
-            )
-        if length != 4 or pidfd[0] < 0:
-            raise _error(fd, length, "SO_PEERPIDFD")
-        return int(pidfd[0])
-    except BaseException:  # a signal handler's, too; and a listening socket has opened one of its own process
-        if pidfd[0] >= 0:
-            os.close(pidfd[0])
-        raise
+def peerpidfd(fd: int, opened: list[int]) -> None:
+    """SO_PEERPIDFD: puts the new descriptor into the list, which owns it."""
+    # By way of map() it is in the list before a signal handler can raise.
+    opened.extend(map(_peerpidfd, (fd,)))
+    if opened[0] < 0:
+        result = opened.pop()
+        if result == -EINVAL:
+            raise ProcessLookupError(ESRCH, "the peer is gone, and this kernel can no longer name it (Linux 6.16 can)")
+        raise _refusal(fd, result, "SO_PEERPIDFD")
 
 
 def overflow_ids() -> tuple[int, int]:
-    """The uid and the gid that ids without a mapping in the reader's user namespace read as."""
+    """What a uid and a gid without a mapping in the user namespace read as."""
     numbers = []
     for name in ("overflowuid", "overflowgid"):
         with open(f"/proc/sys/kernel/{name}", "rb") as file:
@@ -116,131 +133,46 @@ def overflow_ids() -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-def passing(fd: int) -> int:
-    """SO_PASSCRED, SO_PASSPIDFD and SO_PASSSEC: the bits of those that are on."""
-    mask = _passing(fd)
-    if mask < 0:
-        raise _not_unix(fd, -mask)
-    return mask
+def id_of(kind: str, name: str) -> int:
+    """getpwnam(3) of a "user", getgrnam(3) of a "group". KeyError: unknown."""
+    import grp
+    import pwd
+
+    # Type checkers know neither module on Windows.
+    return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid  # type: ignore[attr-defined, no-any-return, unused-ignore]
 
 
-def set_passing(fd: int, wanted: int) -> None:
-    """SO_PASSCRED, SO_PASSPIDFD and SO_PASSSEC: all as wanted, or all as they were."""
-    before = passing(fd)
-    try:
-        _set_passing(fd, wanted)
-    except BaseException:  # a signal handler's, too
-        _set_passing(fd, before)
-        raise
+def error(fd: int, result: int, option: str) -> OSError:
+    """The exception for a negative errno.
 
-
-def _set_passing(fd: int, wanted: int) -> None:
-    for bit, option, name, _ in _PASS:
-        if (passing(fd) ^ wanted) & bit:
-            on = ffi.new("int *", int(wanted & bit != 0))
-            if lib.setsockopt(fd, lib.SOL_SOCKET, option, on, ffi.sizeof("int")) != 0:
-                errno = ffi.errno
-                raise _unsupported(name) if errno == ENOPROTOOPT else OSError(errno, f"{os.strerror(errno)}: {name}")
-
-
-def is_stream(fd: int) -> bool:
-    """SO_TYPE, of a Unix socket."""
-    passing(fd)
-    return _int_option(fd, lib.SO_TYPE) == lib.SOCK_STREAM
-
-
-def unpack_cred(payload: bytes) -> Cred | None:
-    """SCM_CREDENTIALS as received; None for ids of -1, which nobody has."""
-    if len(payload) != _UCRED_SIZE:
-        raise cut_off()
-    ucred = _unpack_ucred(payload)
-    draft = Draft()
-    draft.pid = ucred.pid or None
-    draft.uid = uid = ucred.uid
-    draft.gid = gid = ucred.gid
-    if uid == 4294967295 or gid == 4294967295:
-        return None
-    draft.__class__ = Cred  # type: ignore[assignment]
-    return draft  # type: ignore[return-value]
-
-
-def pack_cred(cred: Cred) -> bytes:
-    """SCM_CREDENTIALS to be sent."""
-    ucred = ffi.new("struct ucred *", {"pid": cred.pid, "uid": cred.uid, "gid": cred.gid})
-    return bytes(ffi.buffer(ucred))
-
-
-def cut_off() -> OSError:
-    """What to raise where control data that vouches for the sender has not arrived whole."""
-    return OSError(
-        EMSGSIZE,
-        "the kernel has cut the message's credentials or label off, for want of room: "
-        "are other control messages on, such as SO_TIMESTAMP, or did the options change meanwhile?",
-    )
-
-
-def no_pidfd(payload: int | None) -> OSError:
-    """Why there is no pidfd: the payload of SCM_PIDFD, a negative errno; or None, where others took its room."""
-    if payload is None:
-        return OSError(EMSGSIZE, "descriptors that the sender has added took the pidfd's room")
-    if payload == -EINVAL:
-        return ProcessLookupError(ESRCH, "the sender is gone, and this kernel cannot name it any more")
-    return OSError(-payload, f"{os.strerror(-payload)}: the kernel could not open a pidfd of the sender")
-
-
-def refuse_claim(error: OSError, cred: Cred) -> None:
-    """Raise what names the claim, if it is that which made a sendmsg with SCM_CREDENTIALS fail."""
-    if error.errno in (EPERM, ESRCH, EINVAL):
-        raise OSError(error.errno, f"{error.strerror}: sending as {cred}") from error
-
-
-def _error(fd: int, result: int, option: str) -> OSError:
-    """What to raise for a negative errno; or for a length, if it is one that cannot be."""
-    cred = _ucred(fd)
-    if cred.pid < 0:  # what read() refuses, its sisters refuse for the same reason
-        result, option = cred.pid, "SO_PEERCRED"
-    errno = -result if result < 0 else EPROTO
-    if errno == ENOTCONN:
-        return _no_peer(fd)
-    if errno == ENOPROTOOPT:
-        return _unsupported(option)
-    if errno in (EBADF, ENOTSOCK):
-        return OSError(errno, f"{os.strerror(errno)}: descriptor {fd} should be a connected Unix socket")
-    return OSError(errno, f"{os.strerror(errno)}: {option} of descriptor {fd}")
-
-
-def _unsupported(option: str) -> UnsupportedError:
-    return UnsupportedError(ENOPROTOOPT, f"the running kernel, or its security module, does not support {option}")
-
-
-def _not_unix(fd: int, errno: int) -> OSError:
-    if errno == EAFNOSUPPORT:
-        return _no_peer(fd)
-    return OSError(errno, f"{os.strerror(errno)}: descriptor {fd} should be a Unix socket")
-
-
-def _no_peer(fd: int) -> NoPeerError:
-    family = _int_option(fd, lib.SO_DOMAIN)
-    if family != lib.AF_UNIX:
+    Why there is no peer is looked up here, on the error path only.
+    """
+    errno, family = -result, lib.int_option(fd, lib.SO_DOMAIN)
+    if errno == EAFNOSUPPORT or (family >= 0 and family != lib.AF_UNIX):
         return NoPeerError(
             EAFNOSUPPORT, f"only Unix sockets have peer credentials, and descriptor {fd} is of address family {family}"
         )
-    if _int_option(fd, lib.SO_ACCEPTCONN):
-        return NoPeerError(
-            ENOTCONN, f"descriptor {fd} is a listening socket: pass the accepted connection, which accept() returns"
-        )
-    if _int_option(fd, lib.SO_TYPE) == lib.SOCK_DGRAM:
-        return NoPeerError(
-            ENOTCONN,
-            f"descriptor {fd} is a datagram socket without a fixed peer: "
-            "credentials come with each message instead, which peercred.messages receives",
-        )
-    return NoPeerError(ENOTCONN, f"descriptor {fd} is not connected: connect it, or pass what accept() returns")
+    if errno == ENOTCONN:
+        return NoPeerError(ENOTCONN, f"descriptor {fd} is {_state(fd)}")
+    if errno == ENOPROTOOPT:
+        return UnsupportedError(ENOPROTOOPT, f"the running kernel, or its security module, does not support {option}")
+    if errno in (EBADF, ENOTSOCK):
+        return OSError(errno, f"{os.strerror(errno)}: descriptor {fd} should be a Unix socket")
+    return OSError(errno, f"{os.strerror(errno)}: {option} of descriptor {fd}")
 
 
-def _int_option(fd: int, option: int) -> int:
-    value = ffi.new("int *")
-    length = ffi.new("socklen_t *", ffi.sizeof("int"))
-    if lib.getsockopt(fd, lib.SOL_SOCKET, option, value, length) != 0:
-        raise OSError(ffi.errno, os.strerror(ffi.errno))
-    return int(value[0])
+def _state(fd: int) -> str:
+    if lib.int_option(fd, lib.SO_ACCEPTCONN) == 1:
+        return "a listening socket: pass the accepted connection, which accept() returns"
+    if lib.int_option(fd, lib.SO_TYPE) == lib.SOCK_DGRAM:
+        return (
+            "a datagram socket without a fixed peer: credentials come with each message instead, "
+            "and peercred.messages receives them"
+        )
+    return "not connected: connect it, or pass what accept() returns"
+
+
+def _refusal(fd: int, result: int, option: str) -> OSError:
+    """The same. What read() refuses, its sisters refuse for the same reason."""
+    cred = _peercred(fd)
+    return error(fd, cred.pid, "SO_PEERCRED") if cred.pid < 0 else error(fd, result, option)

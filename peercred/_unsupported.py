@@ -1,10 +1,21 @@
-"""The twin of _linux where there is no Linux: the same functions, and each refuses."""
+"""The twin of the Linux back ends elsewhere: each function refuses."""
+
+from __future__ import annotations
 
 import sys
 from errno import ENOTSUP
 
-from ._cred import Cred
 from ._errors import UnsupportedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
+
+    from _typeshed import ReadableBuffer
+
+    from ._cred import Cred
+    from ._message import Message
 
 
 def peercred(fd: int) -> Cred:
@@ -15,11 +26,15 @@ def peergroups(fd: int) -> tuple[int, ...]:
     raise _error()
 
 
+def peercred_and_groups(fd: int) -> tuple[Cred, tuple[int, ...], OSError | None]:
+    raise _error()
+
+
 def peersec(fd: int) -> bytes:
     raise _error()
 
 
-def peerpidfd(fd: int) -> int:
+def peerpidfd(fd: int, opened: list[int]) -> None:
     raise _error()
 
 
@@ -27,35 +42,26 @@ def overflow_ids() -> tuple[int, int]:
     raise _error()
 
 
-def passing(fd: int) -> int:
+def id_of(kind: str, name: str) -> int:
     raise _error()
 
 
-def set_passing(fd: int, wanted: int) -> None:
+def enable(sock: socket.socket, creds: bool, pidfd: bool, label: bool, fds: bool) -> None:
     raise _error()
 
 
-def is_stream(fd: int) -> bool:
+def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Message:
     raise _error()
 
 
-def unpack_cred(payload: bytes) -> Cred | None:
-    raise _error()
-
-
-def pack_cred(cred: Cred) -> bytes:
-    raise _error()
-
-
-def cut_off() -> OSError:
-    raise _error()
-
-
-def no_pidfd(payload: int | None) -> OSError:
-    raise _error()
-
-
-def refuse_claim(error: OSError, cred: Cred) -> None:
+def send(
+    sock: socket.socket,
+    buffers: list[ReadableBuffer],
+    cred: Cred | None,
+    fds: tuple[int, ...],
+    flags: int,
+    address: Any,
+) -> int:
     raise _error()
 
 

@@ -7,6 +7,7 @@ import ctypes
 import os
 import pickle
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from peercred import Cred
 from peercred._libc import lib
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make processes of other users")
@@ -117,6 +119,28 @@ def proc_status(pid: int | str, key: str) -> list[int]:
         if line.startswith(f"{key}:"):
             return [int(word) for word in line.split()[1:]]
     raise AssertionError(f"/proc/{pid}/status has no {key}")
+
+
+def own() -> Cred:
+    """This process, by its real ids."""
+    return Cred(os.getpid(), os.getuid(), os.getgid())
+
+
+def fdinfo(fd: int) -> int:
+    return int(re.search(r"^Pid:\s*(-?\d+)$", Path(f"/proc/self/fdinfo/{fd}").read_text(), re.MULTILINE)[1])
+
+
+def identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def own_identity(pid: int) -> tuple[int, int]:
+    fd = os.pidfd_open(pid)
+    try:
+        return identity(fd)
+    finally:
+        os.close(fd)
 
 
 def become(*, uid: int | tuple[int, int, int], gid: int | tuple[int, int, int], groups: tuple[int, ...] = ()) -> None:
@@ -229,6 +253,17 @@ def kernel_has_pidfd() -> bool:
 
 
 needs_pidfd = pytest.mark.skipif(not kernel_has_pidfd(), reason="needs Linux 6.5, for SO_PEERPIDFD")
+
+
+def kernel_has_passrights() -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            return bool(sock.getsockopt(socket.SOL_SOCKET, lib.SO_PASSRIGHTS))
+        except OSError:
+            return False
+
+
+needs_passrights = pytest.mark.skipif(not kernel_has_passrights(), reason="needs Linux 6.16, for SO_PASSRIGHTS")
 
 
 def on_a_terminal(command: list[str]) -> tuple[str, int]:

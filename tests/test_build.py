@@ -27,12 +27,12 @@ print(hatchling.build.build_wheel(sys.argv[2]))
 
 # Of each architecture what the headers of a kernel that has the options say.
 NUMBERS = {
-    "x86_64": (59, 76, 77, 3, 4),
-    "powerpc": (59, 76, 77, 3, 4),
-    "mips": (59, 76, 77, 3, 4),
-    "alpha": (59, 76, 77, 3, 4),
-    "hppa": (0x4034, 0x404A, 0x404B, 3, 4),
-    "sparc": (0x3D, 0x55, 0x56, 3, 4),
+    "x86_64": (59, 76, 77, 83, 3, 4),
+    "powerpc": (59, 76, 77, 83, 3, 4),
+    "mips": (59, 76, 77, 83, 3, 4),
+    "alpha": (59, 76, 77, 83, 3, 4),
+    "hppa": (0x4034, 0x404A, 0x404B, 0x4051, 3, 4),
+    "sparc": (0x3D, 0x55, 0x56, 0x5C, 3, 4),
 }
 
 
@@ -44,8 +44,8 @@ def test_numbers_that_old_headers_lack(architecture):
     program = "import build_ffi; print(build_ffi.SOURCE)"
     source = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)
     fallbacks = re.findall(r"^#ifndef S.*?^#endif\n(?=#ifndef|\n)", source, re.DOTALL | re.MULTILINE)
-    assert len(fallbacks) == 5
-    text = "".join(fallbacks) + "SO_PEERGROUPS, SO_PASSPIDFD, SO_PEERPIDFD, SCM_SECURITY, SCM_PIDFD"
+    assert len(fallbacks) == 6
+    text = "".join(fallbacks) + "SO_PEERGROUPS, SO_PASSPIDFD, SO_PEERPIDFD, SO_PASSRIGHTS, SCM_SECURITY, SCM_PIDFD"
     preprocessor = ["cc", "-E", "-P", "-undef", f"-D__{architecture}__", "-"]
     result = subprocess.run(preprocessor, input=text, check=True, capture_output=True, text=True)
     assert tuple(int(number, 0) for number in result.stdout.split(",")) == NUMBERS[architecture]
@@ -77,4 +77,4 @@ def test_pure_wheel(tmp_path, platform):
     assert name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(tmp_path / name) as wheel:
         names = {Path(name).name for name in wheel.namelist() if name.startswith("peercred/")}
-    assert names == {path.name for path in package.iterdir() if path.suffix in {".py", ".pyi", ".typed"}}
+    assert names == {path.name for path in package.rglob("*") if path.suffix in {".py", ".pyi", ".typed"}}

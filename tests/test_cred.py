@@ -33,6 +33,28 @@ def test_repr():
     assert eval(repr(CRED)) == CRED
 
 
+@pytest.mark.parametrize(
+    "fields", [(0, 0, 0), (-1, 0, 0), (2**31, 0, 0), (1, -1, 0), (1, 2**32 - 1, 0), (1, 0, -1), (1, 0, 2**32 - 1)]
+)
+def test_numbers_that_cannot_be(fields):
+    """A pid of 0 and ids of -1 are nobody's, so there is no Cred of them."""
+    with pytest.raises(ValueError, match=r"^(pid|uid|gid) must be from \d to \d+, not -?\d+$"):
+        Cred(*fields)
+
+
+@pytest.mark.parametrize("fields", [(True, 0, 0), (1, False, 0), (1, 0, "0"), (1.0, 0, 0), (1, None, 0), ("1", 0, 0)])
+def test_other_types(fields):
+    """Neither a bool, a float nor text is a number of a process or user."""
+    with pytest.raises(TypeError, match=r"^(pid|uid|gid) must be an int( or None)?, not "):
+        Cred(*fields)
+
+
+@pytest.mark.parametrize("fields", [(1, 0, 0), (2**31 - 1, 2**32 - 2, 2**32 - 2), (None, 0, 0)])
+def test_numbers_that_can_be(fields):
+    """The bounds, and None for a pid that cannot be seen."""
+    assert dataclasses.astuple(Cred(*fields)) == fields
+
+
 @pytest.mark.parametrize("name", ["pid", "uid", "gid", "other"])
 def test_frozen(cred, name):
     """Nothing can be changed, added or deleted."""

@@ -3,49 +3,77 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import inspect
+import multiprocessing
+import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 
 import peercred
+from peercred import messages
+from peercred._libc import lib
 
 PACKAGE = Path(peercred.__file__).parent
 
 # Each module, and those of the package that it may import: every arrow points down.
 LADDER = {
-    "__init__": {"_allow", "_cred", "_errors", "_read"},
-    "__main__": {"__init__"},
-    "_allow": {"_cred", "_descriptor", "_read"},
-    "messages": {"_cred", "_read"},
-    "_read": {"_cred", "_descriptor", "_linux", "_unsupported"},
+    "__init__": {"_allow", "_cred", "_descriptor", "_errors", "_read"},
+    "__main__": {"__init__", "_command"},
+    "_command": {"_command.listen", "_command.output", "_command.process", "_command.sockets"},
+    "_command.listen": {"_command.output", "_command.process", "_command.sockets"},
+    "_command.output": {"_command.process"},
+    "_command.process": {"__init__"},
+    "_command.sockets": {"messages"},
+    "_allow": {"_cred", "_descriptor", "_platform"},
+    "_read": {"_cred", "_descriptor", "_platform"},
+    "messages": {"_cred", "_message", "_platform_messages"},
+    "_platform": {"_linux", "_unsupported"},
+    "_platform_messages": {"_linux_messages", "_unsupported"},
+    "_linux_messages": {"_cred", "_libc", "_linux", "_message", "_owned"},
     "_linux": {"_cred", "_errors", "_libc"},
-    "_unsupported": {"_cred", "_errors"},
+    "_unsupported": {"_cred", "_errors", "_message"},
+    "_message": {"_cred", "_owned"},
     "_descriptor": set(),
+    "_owned": set(),
     "_cred": set(),
     "_errors": set(),
 }
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def imports(module: str) -> set[str]:
+    """The modules of the package that one of them imports, named as in the ladder."""
+    path, found = MODULES[module], set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "peercred"):
-            if node.level and node.module:
-                found.add(node.module)
-            else:
-                names = {alias.name for alias in node.names}
-                found |= {name if (PACKAGE / f"{name}.py").exists() else "__init__" for name in names}
-        elif isinstance(node, ast.Import):
+        if isinstance(node, ast.Import):
             found |= {"__init__" for alias in node.names if alias.name.split(".")[0] == "peercred"}
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "peercred"):
+            package = path.relative_to(PACKAGE).parts[:-1][: None if node.level < 2 else 1 - node.level]
+            start = [*package, *(node.module or "").split(".")] if node.level else node.module.split(".")[1:]
+            below = {".".join(filter(None, [*start, alias.name])) for alias in node.names}
+            found |= below & MODULES.keys() or {".".join(filter(None, start)) or "__init__"}
     return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
-def test_imports_run_one_way(path):
-    """Each module imports what the ladder says, no more and no less; only _linux touches the compiled one."""
-    assert imports(path) == LADDER[path.stem]
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_run_one_way(module):
+    """Each module imports what the ladder says, no more and no less."""
+    assert imports(module) == LADDER[module]
+
+
+def test_only_the_linux_back_ends_touch_c():
+    """Nothing else imports the compiled module."""
+    assert {module for module, below in LADDER.items() if "_libc" in below} == {"_linux", "_linux_messages"}
 
 
 def test_ladder_has_no_circle():
@@ -66,6 +94,73 @@ def test_exports():
         assert getattr(peercred, name).__doc__
 
 
+def public():
+    """Everything that a user may call or annotate with, and its methods."""
+    for module in (peercred, messages):
+        for name in module.__all__:
+            if name != "Connection":
+                yield getattr(module, name)
+    for cls in (peercred.AllowList, peercred.Cred, messages.Message):
+        for name, value in vars(cls).items():
+            if inspect.isfunction(value) and not name.startswith("_"):
+                yield value
+
+
+@pytest.mark.parametrize("thing", [*public()], ids=str)
+def test_annotations_are_real(thing):
+    """inspect and typing can evaluate them: there are names behind them at run time."""
+    typing.get_type_hints(thing)
+    if inspect.isroutine(thing):
+        parameters = inspect.signature(thing, eval_str=True).parameters
+        assert "conn" not in parameters or parameters["conn"].annotation == peercred.Connection
+
+
+def test_connection_is_real(pair):
+    """As an annotation of other people's, and for isinstance()."""
+    assert peercred.Connection in typing.get_type_hints(peercred.read).values()
+    reading, writing = multiprocessing.Pipe()
+    with reading, writing:
+        for conn in (pair[0], 3, reading, asyncio.Transport()):
+            assert isinstance(conn, peercred.Connection)
+    for other in (None, "3", b"3", 3.0, object()):
+        assert not isinstance(other, peercred.Connection)
+
+
+def test_stub_is_of_the_compiled_module():
+    """What _libc.pyi promises is there, with as many parameters, and nothing else is."""
+    [stub] = (
+        node for node in ast.parse((PACKAGE / "_libc.pyi").read_text()).body if getattr(node, "name", "") == "_Lib"
+    )
+    constants = {node.target.id for node in stub.body if isinstance(node, ast.AnnAssign)}
+    functions = {node.name: len(node.args.posonlyargs) - 1 for node in stub.body if isinstance(node, ast.FunctionDef)}
+    assert constants | functions.keys() == set(dir(lib))
+    assert all(isinstance(getattr(lib, name), int) for name in constants)
+    for name, parameters in functions.items():
+        with pytest.raises(TypeError):  # cffi: so many arguments are expected, and that many were given
+            getattr(lib, name)(*[0] * (parameters + 1))
+        in_c = re.search(rf"\b{name}\((.*)\);", getattr(lib, name).__doc__)[1]
+        assert len(in_c.split(",")) == parameters
+
+
+def test_nothing_is_made_by_assigning_a_class():
+    """That would stop the world on a free-threaded build; each is an audit event, and none is seen."""
+    program = """
+import socket, sys
+import peercred
+from peercred import messages
+receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+messages.enable(receiver)
+sender.send(b"x")
+allowed = peercred.AllowList(uids=range(100_000))
+events = []
+sys.addaudithook(lambda event, args: events.append(event))
+allowed.require(receiver)
+messages.receive(receiver, 10)
+assert events == [], events
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_import_is_light():
     """`import peercred` adds to dataclasses its own modules, cffi's backend and errno: no typing, socket or enum."""
     program = (
@@ -74,5 +169,5 @@ def test_import_is_light():
     )
     result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     foreign = {name for name in result.stdout.split() if not name.startswith("peercred.")}
-    assert foreign <= {"_cffi_backend", "errno"}
-    assert "peercred.messages" not in result.stdout.split()
+    assert foreign <= {"__future__", "_cffi_backend", "errno"}
+    assert not {name for name in result.stdout.split() if "message" in name}

@@ -48,6 +48,15 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
     *length = getenv("FAKE_LENGTH") ? atoi(getenv("FAKE_LENGTH")) : size;
     return 0;
 }
+
+/* getpeername(2), but it fails with FAKE_PEERNAME_ERRNO. */
+int getpeername(int fd, struct sockaddr *address, socklen_t *length)
+{
+    int (*real)(int, struct sockaddr *, socklen_t *) = dlsym(RTLD_NEXT, "getpeername");
+    const char *error = getenv("FAKE_PEERNAME_ERRNO");
+
+    return error ? (errno = atoi(error), -1) : real(fd, address, length);
+}
 """
 
 
@@ -61,9 +70,10 @@ def shim(preloadable):
 def environment(shim):
     """The environment of a process for which the option answers so."""
 
-    def environment(option, answer=b"", error=None, growth=None, length=None):
+    def environment(option, answer=b"", error=None, growth=None, length=None, peername_errno=None):
         env = {**os.environ, "LD_PRELOAD": str(shim), "FAKE_OPTION": str(int(option)), "FAKE_ANSWER": answer.hex()}
-        for name, value in (("ERRNO", error), ("GROWTH", growth), ("LENGTH", length)):
+        fakes = {"ERRNO": error, "GROWTH": growth, "LENGTH": length, "PEERNAME_ERRNO": peername_errno}
+        for name, value in fakes.items():
             if value is not None:
                 env[f"FAKE_{name}"] = str(value)
         return env
@@ -78,7 +88,9 @@ def ask(environment):
     def ask(function, option, *answer, connected=True, **fake):
         program = f"""
 import socket, peercred
-conn, other = socket.socketpair() if {connected} else (socket.socket(socket.AF_UNIX), None)
+conn, other = socket.socketpair() if {bool(connected)} else (socket.socket(socket.AF_UNIX), None)
+if {connected!r} == "to an address":
+    other.bind("")
 try:
     print(peercred.{function}(conn))
 except OSError as error:
@@ -138,18 +150,27 @@ def test_other_errors_come_out(ask, error):
     assert answer.startswith(f"{type(OSError(error, '')).__name__} {error} ")
 
 
-def test_no_word_on_listening_is_no_permission(ask):
-    """If it cannot be known whether the socket listens, there is no answer: an error, an odd or a short reply."""
-    assert ask("read", socket.SO_ACCEPTCONN, error=errno.EPERM).startswith(f"PermissionError {errno.EPERM} ")
-    assert ask("read", socket.SO_ACCEPTCONN, b"").startswith("NoPeerError")
-    assert ask("read", socket.SO_ACCEPTCONN, struct.pack("i", 1)).startswith("NoPeerError")
+@pytest.mark.parametrize(
+    "function", ["read", "read_groups", "open_pidfd", f"AllowList(uids={{{os.geteuid()}}}).require"]
+)
+def test_no_word_on_the_connection_is_no_permission(ask, function):
+    """If it cannot be known whether the socket is connected, there is no answer, and no pidfd is left open."""
+    answer = ask(function, lib.SO_ACCEPTCONN, peername_errno=errno.EACCES)
+    assert answer.startswith(f"PermissionError {errno.EACCES} ")
 
 
-@pytest.mark.parametrize("option", [socket.SO_DOMAIN, socket.SO_TYPE])
+@pytest.mark.parametrize("type_", [b"", bytes(3), struct.pack("i", -1)])
+def test_no_word_on_the_type_is_no_permission(ask, type_):
+    """A peer with an address is one only if the socket is known to be no datagram socket."""
+    answer = ask("read", socket.SO_TYPE, type_, connected="to an address")
+    assert answer.startswith(f"OSError {errno.EPROTO} ")
+
+
+@pytest.mark.parametrize("option", [socket.SO_DOMAIN, socket.SO_TYPE, lib.SO_ACCEPTCONN])
 def test_no_word_on_why_there_is_no_peer(ask, option):
-    """If the socket is closed while the reason is looked up, that is what comes out."""
+    """If the reason cannot be looked up, because the socket was closed meanwhile, say, there is still no peer."""
     answer = ask("read", option, error=errno.EBADF, connected=False)
-    assert answer.startswith(f"OSError {errno.EBADF} ")
+    assert answer.startswith(f"NoPeerError {errno.ENOTCONN} ")
 
 
 def gids(*numbers):
@@ -173,7 +194,7 @@ def test_groups_of_odd_length_are_refused(ask, length):
 @pytest.mark.parametrize("growth", [-4, 0, 4, 4096])
 def test_size_that_is_never_right_ends(ask, function, growth):
     """A size that changes with each call ends in an error or an answer, and not never."""
-    option = lib.SO_PEERGROUPS if function == "read_groups" else lib.SO_PEERSEC
+    option = lib.SO_PEERGROUPS if function == "read_groups" else socket.SO_PEERSEC
     answer = ask(function, option, b"A" * 8192, growth=growth)
     assert answer.startswith(f"OSError {errno.ERANGE} ") == (growth > 0)
 

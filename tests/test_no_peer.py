@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -12,7 +13,7 @@ from contextlib import ExitStack
 from socket import AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_UNIX, SOCK_DGRAM, SOCK_RAW, SOCK_SEQPACKET, SOCK_STREAM
 
 import pytest
-from peers import connect, needs_ipv6, needs_root
+from peers import LIBC, connect, needs_ipv6, needs_root
 
 import peercred
 
@@ -104,14 +105,76 @@ def test_datagram():
             refused(sock, errno.ENOTCONN, "datagram socket without a fixed peer: .* each message")
 
 
-def test_datagram_pair_keeps_its_maker_after_connecting_elsewhere():
-    """The credentials of a datagram socketpair stay, whatever it is connected to later."""
+def connected_elsewhere(stack, sock, other):
+    sock.connect(bound(stack, SOCK_DGRAM).getsockname())
+
+
+def disconnected(stack, sock, other):
+    """connect(2) to AF_UNSPEC, which the standard library has no name for."""
+    address = struct.pack("H", 0)
+    assert LIBC.connect(sock.fileno(), address, len(address)) == 0
+
+
+def other_end_gone(stack, sock, other):
+    other.close()
+    with pytest.raises(ConnectionRefusedError):
+        sock.send(b"x")
+
+
+def other_end_bound(stack, sock, other):
+    other.bind("")
+
+
+def other_end_bound_by_itself(stack, sock, other):
+    """SO_PASSCRED binds a socket that sends."""
+    other.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    other.send(b"x")
+
+
+@pytest.mark.parametrize(
+    "change", [connected_elsewhere, disconnected, other_end_gone, other_end_bound, other_end_bound_by_itself]
+)
+def test_datagram_pair_that_was_changed(change):
+    """To the kernel it still has its maker's credentials, while messages come from others."""
     with ExitStack() as stack:
-        receiver = bound(stack, SOCK_DGRAM)
-        for sock in map(stack.enter_context, socket.socketpair(AF_UNIX, SOCK_DGRAM)):
-            sock.connect(receiver.getsockname())
-            assert raw(sock) == (os.getpid(), os.geteuid(), os.getegid())
-            assert peercred.read(sock).pid == os.getpid()
+        sock, other = map(stack.enter_context, socket.socketpair(AF_UNIX, SOCK_DGRAM))
+        assert peercred.read(sock).pid == os.getpid()
+        change(stack, sock, other)
+        assert raw(sock) == (os.getpid(), os.geteuid(), os.getegid())
+        # SO_PEERSEC on datagram sockets is another error where a security module labels sockets.
+        refused(sock, errno.ENOTCONN, "datagram socket without a fixed peer: .* each message")
+
+
+@pytest.mark.parametrize("kind", [SOCK_STREAM, SOCK_SEQPACKET])
+def test_bound_pair_of_another_type_has_a_peer(kind):
+    """Only a datagram socket can be connected anew, so only there an address gives that away."""
+    ours, theirs = socket.socketpair(AF_UNIX, kind)
+    with ours, theirs:
+        theirs.bind("")
+        assert ours.getpeername() == theirs.getsockname()
+        assert peercred.read(ours).pid == os.getpid()
+
+
+def sockets_of_every_family():
+    """A socket of each family and type that this kernel makes, other than Unix sockets."""
+    for family in range(1, 46):
+        for kind in range(1, 11):
+            if family != AF_UNIX:
+                with contextlib.suppress(OSError), socket.socket(family, kind) as sock:
+                    yield sock
+
+
+def test_every_family():
+    """Whatever the kernel says of it, a socket of another family has no peer: Bluetooth says, its own maker."""
+    everyone = peercred.AllowList(uids=range(2**32 - 1), gids=range(2**32 - 1))
+    families = set()
+    for sock in sockets_of_every_family():
+        family = sock.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)  # SOCK_PACKET makes another one than asked for
+        families.add(family)
+        refused(sock, errno.EAFNOSUPPORT, f"only Unix sockets .* address family {family}$")
+        with pytest.raises(peercred.NoPeerError):
+            everyone.require(sock)
+    assert families >= {AF_INET, AF_NETLINK}
 
 
 @pytest.mark.parametrize(
@@ -184,7 +247,7 @@ def epoll(stack):
 @pytest.mark.parametrize("make", [pipe, event, regular_file, epoll])
 def test_not_a_socket(function, make):
     """The kernel's ENOTSOCK, as an OSError that says what it should be."""
-    with ExitStack() as stack, pytest.raises(OSError, match="should be a connected Unix socket") as caught:
+    with ExitStack() as stack, pytest.raises(OSError, match="should be a Unix socket") as caught:
         function(make(stack))
     assert (type(caught.value), caught.value.errno) == (OSError, errno.ENOTSOCK)
 
@@ -209,7 +272,7 @@ def path_descriptor(stack):
 @pytest.mark.parametrize("make", [closed_descriptor, closed_socket, path_descriptor, lambda stack: -1])
 def test_not_open(function, make):
     """The kernel's EBADF, of closed sockets and descriptors, O_PATH, and -1."""
-    with ExitStack() as stack, pytest.raises(OSError, match="should be a connected Unix socket") as caught:
+    with ExitStack() as stack, pytest.raises(OSError, match="should be a Unix socket") as caught:
         function(make(stack))
     assert (type(caught.value), caught.value.errno) == (OSError, errno.EBADF)
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import re
 import resource
 import select
 import signal
 import socket
 import sys
-from pathlib import Path
 
 import pytest
 from peers import (
@@ -20,9 +18,12 @@ from peers import (
     call,
     connect,
     exec_cat,
+    fdinfo,
+    identity,
     in_pid_namespace,
     needs_namespaces,
     needs_pidfd,
+    own_identity,
     stranger_with,
 )
 
@@ -30,23 +31,6 @@ import peercred
 from peercred._libc import lib
 
 pytestmark = needs_pidfd
-
-
-def fdinfo(fd: int) -> int:
-    return int(re.search(r"^Pid:\s*(-?\d+)$", Path(f"/proc/self/fdinfo/{fd}").read_text(), re.MULTILINE)[1])
-
-
-def identity(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
-
-
-def own_identity(pid: int) -> tuple[int, int]:
-    fd = os.pidfd_open(pid)
-    try:
-        return identity(fd)
-    finally:
-        os.close(fd)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import inspect
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import peercred
-from peercred import _linux, _unsupported
+from peercred import _allow, _linux, _linux_messages, _read, _unsupported, messages
 
 ELSEWHERE = """
 import sys
@@ -30,25 +31,35 @@ print([name for name in sys.modules if "cffi" in name or "_libc" in name])
 """
 
 
-def functions(module):
+def asked(front):
+    """The names that a front module takes from its back end."""
+    tree = ast.parse(Path(front.__file__).read_text())
     return {
-        name: inspect.signature(function)
-        for name, function in inspect.getmembers(module, inspect.isfunction)
-        if function.__module__ == module.__name__ and not name.startswith("_")
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "kernel"
     }
 
 
-def test_twins_have_the_same_functions():
-    """What one has, the other has, with the same signature."""
-    assert functions(_linux) == functions(_unsupported) != {}
+FUNCTIONS = [(_linux, name) for front in (_read, _allow) for name in sorted(asked(front))]
+FUNCTIONS += [(_linux_messages, name) for name in sorted(asked(messages))]
 
 
-@pytest.mark.parametrize("name", functions(_unsupported))
-def test_each_refuses(name):
-    """Each function raises UnsupportedError(ENOTSUP), which names the platform."""
+@pytest.mark.parametrize(("back_end", "name"), FUNCTIONS, ids=str)
+def test_the_twin_is_complete(back_end, name):
+    """What a front asks of a back end its twin has too, with the same signature, and refuses by UnsupportedError."""
+    twin = getattr(_unsupported, name)
+    assert inspect.signature(twin) == inspect.signature(getattr(back_end, name))
     with pytest.raises(peercred.UnsupportedError, match=sys.platform) as caught:
-        getattr(_unsupported, name)(*[0] * len(functions(_unsupported)[name].parameters))
+        twin(*[0] * len(inspect.signature(twin).parameters))
     assert caught.value.errno == errno.ENOTSUP
+
+
+def test_the_twin_has_nothing_else():
+    """Nothing that no front asks for."""
+    assert {name for name in vars(_unsupported) if inspect.isfunction(getattr(_unsupported, name))} - {"_error"} == {
+        name for _, name in FUNCTIONS
+    }
 
 
 def test_another_platform():
@@ -81,7 +92,7 @@ def test_broken_build_on_linux_is_loud(tmp_path, content):
     assert "_libc" in result.stderr
 
 
-@pytest.mark.parametrize("call", ["enable(ours)", "receive(ours, 1)", "send(ours, b'x')"])
+@pytest.mark.parametrize("call", ["enable(ours, fds=False)", "receive(ours, 1)", "send(ours, b'x')"])
 def test_messages_on_another_platform(call):
     """There, peercred.messages imports as well, and each of its functions refuses."""
     program = ELSEWHERE.replace("import peercred\n", "import peercred\nfrom peercred import messages\n")

@@ -1,0 +1,69 @@
+"""A Bluetooth socket is nobody's: it answers with the ids of its own maker, and an accepted one with its listener's.
+
+Few machines have Bluetooth, so a preloaded library lets Unix sockets answer as Bluetooth sockets do on Linux 6.1 and
+6.12. Real ones, where the kernel has them, are among the families of test_no_peer.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+
+/* The family is AF_BLUETOOTH. The credentials are real: they are those of the process itself. */
+int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
+{
+    int (*real)(int, int, int, void *, socklen_t *) = dlsym(RTLD_NEXT, "getsockopt");
+    int result = real(fd, level, option, value, length);
+
+    if (level == SOL_SOCKET && option == SO_DOMAIN)
+        *(int *)value = AF_BLUETOOTH;
+    return result;
+}
+
+int getpeername(int fd, struct sockaddr *address, socklen_t *length)
+{
+    if (!getenv("CONNECTED"))
+        return errno = ENOTCONN, -1;
+    address->sa_family = AF_BLUETOOTH;
+    *length = 14;
+    return 0;
+}
+"""
+
+PROGRAM = """
+import os, socket, sys
+import peercred
+
+allowed = peercred.AllowList(uids={os.geteuid()}, gids={os.getegid()} if sys.argv[1] == "gids" else ())
+conn, other = socket.socketpair()
+before = os.listdir("/proc/self/fd")
+for function in (peercred.read, peercred.read_groups, peercred.read_label, peercred.open_pidfd, allowed.require):
+    try:
+        print("let in:", function(conn))
+    except OSError as error:
+        print(type(error).__name__, error.errno, error.strerror)
+assert os.listdir("/proc/self/fd") == before
+"""
+
+
+@pytest.mark.parametrize("connected", [True, False])
+@pytest.mark.parametrize("listed", ["uids", "gids"])
+def test_bluetooth_socket_is_nobody(preloadable, connected, listed):
+    """All five functions refuse it, connected or not, and say why."""
+    env = {**os.environ, "LD_PRELOAD": str(preloadable(SHIM)), **({"CONNECTED": "1"} if connected else {})}
+    lines = subprocess.check_output([sys.executable, "-c", PROGRAM, listed], env=env, text=True).splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        assert line.startswith(f"NoPeerError {errno.EAFNOSUPPORT} only Unix sockets have peer credentials")
+        assert line.endswith("address family 31")
