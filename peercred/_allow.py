@@ -1,71 +1,84 @@
-"""Who may come in: AllowList."""
+"""Who is let in: AllowList."""
+
+from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from operator import index
 
-from ._cred import Cred
-from ._descriptor import Connection
-from ._read import kernel, read, read_groups
+from ._cred import ID_MAX, Cred
+from ._descriptor import Connection, descriptor
+from ._platform import kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-_ID_MAX = 2**32 - 2  # the next one, -1 as unsigned, is nobody's
+    from typing import Any
 
 
-@dataclass(frozen=True, slots=True, init=False, repr=False)
 class AllowList:
-    """The users and groups whose processes may come in: an immutable, comparable value, made once, at start.
+    """The users and groups whose processes are let in. An immutable value.
 
-        allowed = peercred.AllowList(uids={0, 1000}, gids={27})
-        cred = allowed.require(conn)  # a Cred, or an OSError, which means "refuse"
+        allowed = peercred.AllowList(uids={0, "alice"}, gids={"docker"})
+        cred = allowed.require(conn)  # a Cred, or an OSError: refuse
 
-    Nobody is on it who is not listed: an empty list refuses everyone, and root needs a 0.
+    Make it once, at start: a bad list fails there and not at the first client.
+    Only what you list is admitted: an empty list refuses everyone, and root is
+    no exception.
 
-    The overflow ids (65534 as a rule: /proc/sys/kernel/overflowuid and overflowgid, read when the list is made) stand
-    for every user, and every group, that has no mapping in the reader's user namespace. They identify nobody, so
-    they never match, and to list one is an error: a server that has no mapping itself would otherwise let in all
-    the others without one by `uids={os.geteuid()}`.
+    A name is looked up when the list is made (getpwnam(3), getgrnam(3)), never
+    later. The attributes `uids` and `gids` and the repr show the numbers. A
+    range stays a range, however long it is; other iterables become a frozenset.
+
+    The numbers mean what they mean in the user namespace in which the list was
+    made. After the process has entered another one, they are other people's:
+    make the list there. A copy, and a list that was pickled, is made anew by
+    the constructor, with all of its checks.
+
+    The overflow ids (65534 unless root changed /proc/sys/kernel/overflowuid or
+    overflowgid) never match, not even in a range, and to list one is an error.
+    Every user without a mapping in the reader's user namespace reads as that
+    number. If a server had no mapping itself, `uids={os.geteuid()}` would let
+    in all the others without one.
 
     Args:
-        uids: Effective user ids, of those whom `read` may name. Any iterable of ints, read once. A range stays a
-            range, however long; an overflow id within it does not match.
-        gids: Group ids likewise: of the primary group, or of any supplementary one.
+        uids: Effective user ids, as ints or user names. Any iterable; it is
+            read once.
+        gids: Group ids, as ints or group names. A peer matches by its primary
+            group and by any supplementary one.
 
     Raises:
-        TypeError: Not an iterable of ints. (Neither a bool, nor a name: look names up before.)
-        ValueError: An id outside of 0 to 4294967294, or an overflow id.
+        TypeError: Not an iterable of ints and names.
+        ValueError: An unknown name; a number in quotes; a number outside of 0
+            to 4294967294; an overflow id.
         UnsupportedError: ENOTSUP: this is not Linux.
-        OSError: The overflow ids cannot be read, for there is no /proc.
+        OSError: The overflow ids cannot be read, because there is no /proc.
 
     References:
         user_namespaces(7), proc_sys_kernel(5).
     """
 
+    __slots__ = ("_overflow_gid", "_overflow_uid", "gids", "uids")
+
     uids: frozenset[int] | range
     gids: frozenset[int] | range
-    _overflow_uid: int = field(init=False)
-    _overflow_gid: int = field(init=False)
+    _overflow_uid: int
+    _overflow_gid: int
 
-    def __init__(self, uids: "Iterable[int]" = (), gids: "Iterable[int]" = ()) -> None:
+    def __init__(self, uids: Iterable[int | str] = (), gids: Iterable[int | str] = ()) -> None:
         overflow_uid, overflow_gid = kernel.overflow_ids()
-        for name, value in (
-            ("uids", _ids("uids", uids, overflow_uid)),
-            ("gids", _ids("gids", gids, overflow_gid)),
-            ("_overflow_uid", overflow_uid),
-            ("_overflow_gid", overflow_gid),
-        ):
-            object.__setattr__(self, name, value)
-
-    def __repr__(self) -> str:
-        return f"AllowList(uids={_shown(self.uids)}, gids={_shown(self.gids)})"
+        put = object.__setattr__
+        put(self, "uids", _ids("user", uids, overflow_uid))
+        put(self, "gids", _ids("group", gids, overflow_gid))
+        put(self, "_overflow_uid", overflow_uid)
+        put(self, "_overflow_gid", overflow_gid)
 
     def require(self, conn: Connection) -> Cred:
         """Let in the peer of a connection, or raise.
 
-        It is in if `read` gives a uid of `uids`, or a gid of `gids`, or if one of `read_groups` is in `gids`; these are
-        asked for only if nothing else has matched. What the answer proves, and what not, is as for these two.
+        It asks what `read` asks and, if the list has `gids`, what `read_groups`
+        asks. `permits` decides. Both answers are of one socket, whatever other
+        threads do with the descriptor meanwhile. The answer proves what that of
+        `read` proves.
 
         Args:
             conn: As for `read`.
@@ -74,42 +87,115 @@ class AllowList:
             The peer's `Cred`.
 
         Raises:
-            PermissionError: EACCES: it is not on the list; the message says who it is.
-            OSError, TypeError, ValueError: As `read` and `read_groups`, unchanged: whoever cannot be identified is
-                not let in.
+            PermissionError: EACCES: the peer is not on the list. The message
+                says who it is.
+            OSError: As for `read`. As for `read_groups`, if the groups had to
+                decide. EMFILE, ENFILE: the table of descriptors is full, and a
+                list with `gids` needs one for the moment.
+            TypeError, ValueError: As for `read`.
         """
-        cred = read(conn)
-        if cred.uid in self.uids and cred.uid != self._overflow_uid:
-            return cred
         if self.gids:
-            for gid in (cred.gid, *read_groups(conn)):
-                if gid in self.gids and gid != self._overflow_gid:
-                    return cred
-        raise PermissionError(errno.EACCES, f"not on the allow-list: pid {cred.pid}, uid {cred.uid}, gid {cred.gid}")
+            cred, groups, unknown = kernel.peercred_and_groups(descriptor(conn))
+        else:
+            cred, groups, unknown = kernel.peercred(descriptor(conn)), (), None
+        if self._permits(cred, groups):
+            return cred
+        raise unknown or PermissionError(
+            errno.EACCES, f"not on the allow-list: pid {cred.pid}, uid {cred.uid}, gid {cred.gid}"
+        )
+
+    def permits(self, cred: Cred | None, groups: Iterable[int] = ()) -> bool:
+        """Is this process on the list?
+
+        This is the decision of `require`, without the question. Use it for the
+        `cred` of a message (see `peercred.messages`: its ids are real ids or a
+        claim, and it has no supplementary groups), and for your own tests, with
+        any `Cred`.
+
+        Args:
+            cred: Whom to judge. None, the `cred` of a message that nobody has
+                vouched for, is never permitted.
+            groups: Its supplementary groups.
+
+        Returns:
+            True if `cred.uid` is in `uids`, or if `cred.gid` or one of `groups`
+            is in `gids`; and if what matches is no overflow id.
+
+        Raises:
+            TypeError: `cred` is neither a `Cred` nor None, or `groups` is no
+                iterable of ints.
+        """
+        if cred is None:
+            return False
+        if not isinstance(cred, Cred):
+            raise TypeError(f"cred must be a peercred.Cred or None, not {cred!r}")
+        _check_iterable("groups", groups)
+        return self._permits(cred, map(index, groups))
+
+    def _permits(self, cred: Cred, groups: Iterable[int]) -> bool:
+        if cred.uid in self.uids and cred.uid != self._overflow_uid:
+            return True
+        gids, overflow = self.gids, self._overflow_gid
+        if cred.gid in gids and cred.gid != overflow:
+            return True
+        for gid in groups:  # noqa: SIM110  # a generator takes longer
+            if gid in gids and gid != overflow:
+                return True
+        return False
+
+    def __repr__(self) -> str:
+        return f"AllowList(uids={_shown(self.uids)}, gids={_shown(self.gids)})"
+
+    def __eq__(self, other: object) -> bool:
+        return (self.uids, self.gids) == (other.uids, other.gids) if isinstance(other, AllowList) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.uids, self.gids))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"an AllowList is immutable: make another one instead of changing {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.uids, self.gids)
 
 
-def _ids(name: str, ids: "Iterable[int]", overflow: int) -> frozenset[int] | range:
-    if isinstance(ids, str | bytes | bytearray | memoryview) or not hasattr(ids, "__iter__"):
-        raise TypeError(f"{name} is an iterable of ints, such as {{0, 1000}}, and not {ids!r}")
-    if isinstance(ids, range):
+def _ids(kind: str, ids: Iterable[int | str], overflow: int) -> frozenset[int] | range:
+    _check_iterable(f"{kind[0]}ids", ids)
+    if type(ids) is range:
         checked: Iterable[int] = (ids[0], ids[-1]) if ids else ()
+        result: frozenset[int] | range = ids
     else:
-        checked = ids = frozenset(map(_id, ids))
-        if overflow in ids:
+        checked = result = frozenset(_id(kind, id_) for id_ in ids)
+        if overflow in result:
             raise ValueError(
-                f"{overflow} in {name} is the overflow id: it stands for everyone who has no mapping in this user "
-                "namespace, so it must not let anyone in. Give the service a user or group of its own"
+                f"{overflow} is the overflow {kind} id, which stands for everyone without a mapping in this user "
+                "namespace. It cannot be let in: give the service a user or group of its own"
             )
     for id_ in checked:
-        if not 0 <= id_ <= _ID_MAX:
-            raise ValueError(f"{id_} in {name} is not an id: those are from 0 to {_ID_MAX}")
-    return ids
+        if not 0 <= id_ <= ID_MAX:
+            raise ValueError(f"{id_} is not a {kind} id: those are from 0 to {ID_MAX}")
+    return result
 
 
-def _id(id_: int) -> int:
-    if not isinstance(id_, int) or isinstance(id_, bool):
-        raise TypeError(f"an id is an int, and not {id_!r}: look the number of a name up by pwd or grp")
-    return int(id_)
+def _id(kind: str, id_: int | str) -> int:
+    if isinstance(id_, str):
+        if id_.isdecimal():
+            raise ValueError(f"{id_!r} is a {kind} id in quotes: write it without them")
+        try:
+            return kernel.id_of(kind, id_)
+        except (KeyError, ValueError):
+            raise ValueError(f"no {kind} has the name {id_!r}") from None
+    if issubclass(type(id_), int) and not isinstance(id_, bool):
+        return int.__index__(id_)
+    raise TypeError(f"a {kind} must be an int or a name, not {id_!r}")
+
+
+def _check_iterable(name: str, ids: object) -> None:
+    if isinstance(ids, str | bytes | bytearray | memoryview) or not hasattr(ids, "__iter__"):
+        raise TypeError(f"{name} must be an iterable, such as {{0, 'alice'}}, not {ids!r}")
 
 
 def _shown(ids: frozenset[int] | range) -> str:
