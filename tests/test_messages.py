@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import array
-import copy
-import dataclasses
 import errno
 import gc
 import os
-import pickle
 import resource
 import signal
 import socket
@@ -23,24 +20,23 @@ from peers import (
     bind_mount,
     call,
     connect,
+    fdinfo,
+    identity,
     in_pid_namespace,
     in_user_namespace,
     needs_namespaces,
     needs_pidfd,
     needs_root,
     outcome,
+    own,
+    own_identity,
 )
-from test_open_pidfd import fdinfo, identity, own_identity
 
 import peercred
 from peercred import Cred, messages
 from peercred._libc import lib
 
 OPTIONS = {"creds": lib.SO_PASSCRED, "pidfd": lib.SO_PASSPIDFD, "label": lib.SO_PASSSEC}
-
-
-def own():
-    return Cred(os.getpid(), os.getuid(), os.getgid())
 
 
 def overflow():
@@ -50,12 +46,6 @@ def overflow():
 def enabled(sock):
     """What is on, as the kernel says."""
     return {name for name, option in OPTIONS.items() if sock.getsockopt(socket.SOL_SOCKET, option)}
-
-
-def send_descriptors(sock, data, number, file=os.devnull):
-    with open(file) as opened:
-        rights = array.array("i", [opened.fileno()] * number)
-        sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
 
 def test_sender_is_named(ends):
@@ -387,7 +377,7 @@ def test_closed_socket(function, pair):
 @pytest.mark.parametrize("sock", [None, 3, True, "socket", sys.stdin])
 def test_not_a_socket(function, sock):
     """Only the standard library's socket, whose sendmsg and recvmsg do the work; the error says what to do."""
-    with pytest.raises(TypeError, match=r"not a socket\.socket: .*loop\.add_reader, trio.*anyio"):
+    with pytest.raises(TypeError, match=r"not a plain socket\.socket: .*loop\.add_reader, trio.*anyio"):
         function(sock)
 
 
@@ -427,108 +417,6 @@ def test_signal_handlers_run(datagrams):
         assert messages.receive(receiver, 100).data == b"x"
     finally:
         signal.signal(signal.SIGALRM, previous)
-
-
-# A sender that adds descriptors. conftest.py sees to it that none is left.
-
-
-@pytest.mark.parametrize("number", [1, 253])
-@pytest.mark.parametrize("flags", [0, socket.MSG_PEEK])
-def test_added_descriptors_with_credentials(ends, number, flags):
-    """They are dropped for want of room: none gets into the table, not even while receive() runs."""
-    receiver, sender = ends
-    messages.enable(receiver)
-    send_descriptors(sender, b"x", number)
-    closed = []
-    sys.setprofile(lambda frame, event, function: name(function) == "closerange" and closed.append(function))
-    try:
-        message = messages.receive(receiver, 100, flags)
-    finally:
-        sys.setprofile(None)
-    assert closed == []
-    assert (message.data, message.cred, message.flags) == (b"x", own(), socket.MSG_CTRUNC)
-
-
-@pytest.mark.parametrize("number", [1, 253])
-def test_added_descriptors_with_nothing_enabled(ends, number):
-    """Nor then."""
-    receiver, sender = ends
-    send_descriptors(sender, b"x", number)
-    message = messages.receive(receiver, 100)
-    assert (message.data, message.cred, message.flags) == (b"x", None, socket.MSG_CTRUNC)
-
-
-@needs_pidfd
-@pytest.mark.parametrize("creds", [True, False])
-@pytest.mark.parametrize("number", [1, 253])
-@pytest.mark.parametrize("flags", [0, socket.MSG_PEEK])
-def test_added_descriptors_with_a_pidfd(ends, number, creds, flags):
-    """Its room may be taken, which `pidfd_error` says; what took it is closed, and never passed off as a pidfd."""
-    receiver, sender = ends
-    messages.enable(receiver, creds=creds, pidfd=True)
-    send_descriptors(sender, b"x", number)
-    before = len(os.listdir("/proc/self/fd"))
-    with messages.receive(receiver, 100, flags) as message:
-        assert (message.data, message.cred) == (b"x", own() if creds else None)
-        if message.pidfd is None:
-            assert message.pidfd_error.errno == errno.EMSGSIZE
-        else:
-            assert fdinfo(message.pidfd) == os.getpid()
-        assert len(os.listdir("/proc/self/fd")) == before + (message.pidfd is not None)
-        assert message.flags & socket.MSG_CTRUNC
-
-
-@needs_pidfd
-def test_a_planted_pidfd_is_not_the_senders(datagrams):
-    """A descriptor that is a pidfd of another process stays a stray one."""
-    receiver, sender = datagrams
-    messages.enable(receiver, pidfd=True)
-    pidfd = os.pidfd_open(1)
-    rights = array.array("i", [pidfd])
-    sender.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-    os.close(pidfd)
-    with messages.receive(receiver, 100) as message:
-        assert message.pidfd is None or fdinfo(message.pidfd) == os.getpid()
-
-
-@needs_pidfd
-@pytest.mark.parametrize("number", [1, 253])
-def test_added_descriptors_with_a_label(datagrams, number):
-    """A label's room is large, and lets them in: they are closed, and the pidfd is there."""
-    receiver, sender = datagrams
-    messages.enable(receiver, pidfd=True, label=True)
-    send_descriptors(sender, b"x", number)
-    with messages.receive(receiver, 100) as message:
-        assert (message.cred, fdinfo(message.pidfd), message.flags) == (own(), os.getpid(), 0)
-
-
-@needs_pidfd
-def test_added_descriptors_are_close_on_exec(datagrams):
-    """While they are there, a program that another thread starts does not inherit them."""
-    receiver, sender = datagrams
-    messages.enable(receiver, pidfd=True, label=True)
-    send_descriptors(sender, b"x", 3)
-    seen = []
-
-    def look(frame, event, function):
-        if event == "c_return" and name(function) == "extend":
-            seen.append({fd: outcome(os.get_inheritable, fd) for fd in range(100)})
-
-    look(None, "c_return", seen.extend)
-    sys.setprofile(look)
-    try:
-        messages.receive(receiver, 100).close()
-    finally:
-        sys.setprofile(None)
-    before, within = seen[:2]
-    assert [inheritable for fd, inheritable in within.items() if inheritable != before[fd]] == [False] * 4
-
-
-def name(function):
-    return getattr(function, "__name__", None)
-
-
-# pidfds
 
 
 @needs_pidfd
@@ -596,7 +484,7 @@ def test_full_table(ends):
     receiver, sender = ends
     messages.enable(receiver, pidfd=True)
     sender.send(b"x")
-    send_descriptors(sender, b"y", 2)
+    socket.send_fds(sender, [b"y"], [0, 0])
 
     def full():
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -614,142 +502,6 @@ def test_full_table(ends):
     assert second[3] in {errno.EMFILE, errno.EMSGSIZE}
 
 
-@pytest.fixture
-def message(datagrams):
-    """A message with a pidfd."""
-    receiver, sender = datagrams
-    messages.enable(receiver, pidfd=True)
-    sender.send(b"x")
-    with messages.receive(receiver, 100) as message:
-        yield message
-
-
-@needs_pidfd
-def test_close(message):
-    """Closes the pidfd, once; and no number stays behind that may be another descriptor's soon."""
-    fd = message.pidfd
-    message.close()
-    assert message.pidfd is None
-    other = os.dup(0)
-    assert other == fd
-    message.close()
-    os.close(other)
-
-
-@needs_pidfd
-def test_detach_pidfd(message):
-    """Hands the pidfd over, and the message closes nothing any more."""
-    fd = message.detach_pidfd()
-    assert (message.pidfd, message.detach_pidfd()) == (None, None)
-    message.close()
-    assert fdinfo(fd) == os.getpid()
-    os.close(fd)
-
-
-@needs_pidfd
-def test_dropped_message(datagrams):
-    """Its pidfd is closed, and a ResourceWarning says so, as of a socket."""
-    receiver, sender = datagrams
-    messages.enable(receiver, pidfd=True)
-    sender.send(b"x")
-    with pytest.warns(ResourceWarning, match=r"unclosed pidfd \d+ of Message\(data=b'x'"):
-        messages.receive(receiver, 100)
-
-
-@needs_pidfd
-def test_copies_own_nothing(message):
-    """A message with a pidfd is not copied or pickled, and what replace() makes of it has none."""
-    for function in (
-        copy.copy,
-        copy.deepcopy,
-        pickle.dumps,
-        lambda message: copy.copy([message]) and pickle.dumps([message]),
-    ):
-        with pytest.raises(TypeError, match="cannot be copied or pickled"):
-            function(message)
-    other = dataclasses.replace(message, data=b"y")
-    assert (other.data, other.cred, other.pidfd) == (b"y", message.cred, None)
-    other.close()
-    assert fdinfo(message.pidfd) == os.getpid()
-
-
-def test_message_is_a_value(datagrams):
-    """Immutable, comparable, hashable; without a pidfd, copied and pickled as any other."""
-    receiver, sender = datagrams
-    sender.send(b"x")
-    message = messages.receive(receiver, 100)
-    for same in (copy.copy(message), copy.deepcopy(message), pickle.loads(pickle.dumps(message))):
-        assert same == message
-        assert hash(same) == hash(message)
-        assert repr(same) == repr(message)
-    assert repr(message) == f"Message(data=b'x', cred={own()}, pidfd=None, label=None, flags=0, address=None)"
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        message.cred = None
-    with pytest.raises(TypeError):
-        messages.Message(data=b"x", cred=None, label=None, flags=0, address=None, pidfd=1)
-
-
-# The worst moments: exceptions and changes between two steps of receive().
-
-
-@pytest.fixture
-def between():
-    """Have a function called when one in C returns to receive(): the place of a signal handler, or another thread."""
-
-    def between(what, function):
-        def hook(frame, event, called):
-            if event == "c_return" and what in (called, name(called)) and frame.f_code.co_filename == messages.__file__:
-                function()
-
-        sys.setprofile(hook)
-
-    yield between
-    sys.setprofile(None)
-
-
-@needs_pidfd
-@pytest.mark.parametrize("step", ["recvmsg", "extend", "removesuffix", "cast"])
-@pytest.mark.parametrize("label", [False, True])
-def test_interrupted_call_leaks_nothing(datagrams, between, step, label):
-    """An exception when the kernel has made descriptors and nobody has them yet."""
-    receiver, sender = datagrams
-    messages.enable(receiver, pidfd=True, label=label)
-
-    def interrupt():
-        sys.setprofile(None)
-        raise KeyboardInterrupt
-
-    for _ in range(3):
-        send_descriptors(sender, b"x", 5)
-        between(step, interrupt)
-        try:
-            messages.receive(receiver, 100).close()
-        except KeyboardInterrupt:
-            continue
-        assert step != "extend"
-
-
-@needs_pidfd
-def test_credentials_that_are_cut_off(datagrams):
-    """Enabled by another thread when the room was for a pidfd alone, they arrive in part: an error, without leaks."""
-    receiver, sender = datagrams
-    messages.enable(receiver, creds=False, pidfd=True)
-    kernel = messages.kernel
-    sender.send(b"x")
-
-    def hook(frame, event, _):
-        if event == "return" and frame.f_code is kernel.passing.__code__:
-            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-
-    sys.setprofile(hook)
-    try:
-        with pytest.raises(OSError, match=r"cut .* off") as caught:
-            messages.receive(receiver, 100)
-    finally:
-        sys.setprofile(None)
-    assert caught.value.errno == errno.EMSGSIZE
-
-
 def test_credentials_without_room(datagrams):
     """Squeezed out by a time stamp that the receiver itself has asked for: an error, not a message of nobody."""
     receiver, sender = datagrams
@@ -760,11 +512,22 @@ def test_credentials_without_room(datagrams):
     assert caught.value.errno == errno.EMSGSIZE
 
 
+FORMS = {
+    "plain": ({}, 0, 0),
+    "pidfd": ({"pidfd": True}, 0, 0),
+    "uninvited descriptors": ({}, 3, 0),
+    "pidfd and descriptors": ({"pidfd": True}, 2, 2),
+    "pidfd and too many descriptors": ({"pidfd": True}, 3, 1),
+}
+
+
 @needs_pidfd
-def test_no_growth(datagrams):
-    """100,000 messages, each tenth with descriptors of the sender's: neither memory nor descriptors grow."""
+@pytest.mark.parametrize("form", FORMS)
+def test_no_growth(datagrams, form):
+    """100,000 messages: neither memory nor descriptors grow."""
     receiver, sender = datagrams
-    messages.enable(receiver, pidfd=True)
+    options, attached, max_fds = FORMS[form]
+    messages.enable(receiver, **options)
 
     def footprint():
         gc.collect()
@@ -772,9 +535,9 @@ def test_no_growth(datagrams):
         return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd"))
 
     def run(number):
-        for n in range(number):
-            send_descriptors(sender, b"x", 3) if n % 10 == 0 else messages.send(sender, b"x", cred=own())
-            messages.receive(receiver, 100).close()
+        for _ in range(number):
+            messages.send(sender, b"x", fds=[0] * attached)
+            messages.receive(receiver, 100, max_fds=max_fds).close()
 
     run(10_000)  # fills caches and free lists
     memory, descriptors = footprint()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from peers import needs_pidfd
 
 from peercred._libc import lib
 
@@ -22,15 +23,19 @@ SHIM = r"""
 #include <string.h>
 #include <sys/socket.h>
 
-/* recvmsg(2), but the control data is the bytes of FAKE_CONTROL (in hex); if they are too many, MSG_CTRUNC. */
+/* recvmsg(2), but the control data is the bytes of FAKE_CONTROL (in hex); if they are too many, MSG_CTRUNC. With
+   FAKE_LATE, SO_PASSCRED is turned on just before, as by another thread. */
 ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 {
     ssize_t (*real)(int, struct msghdr *, int) = dlsym(RTLD_NEXT, "recvmsg");
     const char *control = getenv("FAKE_CONTROL");
     size_t i, size = control ? strlen(control) / 2 : 0, room = message->msg_controllen;
     struct cmsghdr *part;
-    ssize_t result = real(fd, message, flags);
+    ssize_t result;
 
+    if (getenv("FAKE_LATE"))
+        setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int));
+    result = real(fd, message, flags);
     if (!control || result < 0)
         return result;
     if (size > room) {
@@ -73,6 +78,7 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 """
 
 PREPARE = """
+import os
 import socket
 from peercred import messages
 LEVEL = socket.SOL_SOCKET
@@ -118,7 +124,20 @@ WHOLE = ["messages.enable(receiver, label=True)", "print(messages.receive(receiv
 
 def test_the_shim_is_asked(run):
     """The counter-test: a well-formed stamp is believed."""
-    assert "cred=Cred(pid=7, uid=8, gid=9), pidfd=None, label=None" in run(*WHOLE, CONTROL=CREDS.hex())
+    assert "cred=Cred(pid=7, uid=8, gid=9), label=None" in run(*WHOLE, CONTROL=CREDS.hex())
+
+
+def test_control_messages_of_other_levels(run):
+    """The numbers mean something else there: what looks like credentials of root, or a descriptor, is neither."""
+    ip = b"".join(
+        control(kind, payload).replace(struct.pack("i", socket.SOL_SOCKET), struct.pack("i", socket.IPPROTO_IP), 1)
+        for kind, payload in ((socket.SCM_CREDENTIALS, struct.pack("iII", 1, 0, 0)), (socket.SCM_RIGHTS, bytes(4)))
+    )
+    lines = [
+        "message = messages.receive(receiver, 10, max_fds=5)",
+        "print(message.cred, message.fds, os.path.exists('/proc/self/fd/0'))",
+    ]
+    assert run(WHOLE[0], *lines, CONTROL=(CREDS + ip).hex()) == "Cred(pid=7, uid=8, gid=9) () True"
 
 
 LABELS = {
@@ -137,7 +156,7 @@ def test_labels(run, form):
     """SELinux's and AppArmor's forms; an empty one is none."""
     payload, label = LABELS[form]
     answer = run(*WHOLE, CONTROL=(CREDS + control(lib.SCM_SECURITY, payload)).hex())
-    assert f"cred=Cred(pid=7, uid=8, gid=9), pidfd=None, label={label}, flags=0" in answer
+    assert f"cred=Cred(pid=7, uid=8, gid=9), label={label}, flags=0" in answer
 
 
 def test_label_that_is_cut_off(run):
@@ -180,12 +199,27 @@ def test_no_pidfd_and_the_reason(run, number, error):
     """A negative payload is an errno: EINVAL of a reaped sender, from Linux 6.5 to 6.15."""
     stamps = CREDS + control(lib.SCM_PIDFD, struct.pack("i", -number))
     answer = run(
-        WHOLE[0],
+        "messages.enable(receiver, pidfd=True)",
         "message = messages.receive(receiver, 10)",
         "print(message.pidfd, repr(message.pidfd_error))",
         CONTROL=stamps.hex(),
     )
     assert answer.startswith(f"None {error}")
+
+
+@needs_pidfd
+def test_option_that_is_turned_on_meanwhile(run):
+    """Credentials for which there is no room arrive in part: an error, and the pidfd beside them is not left open."""
+    answer = run(
+        "messages.receive(receiver, 10)",
+        "messages.enable(receiver, creds=False, pidfd=True)",
+        "sender.send(b'y')",
+        "before = os.listdir('/proc/self/fd')",
+        "try: messages.receive(receiver, 10)",
+        "finally: print(os.listdir('/proc/self/fd') == before)",
+        LATE=1,
+    )
+    assert answer.startswith(f"True\nOSError {errno.EMSGSIZE} the kernel cut off".replace("the", "[Errno 90] the"))
 
 
 ENABLE = [

@@ -9,9 +9,18 @@ import socket
 import struct
 
 import pytest
-from peers import Child, become, call, in_user_namespace, needs_namespaces, needs_pidfd, needs_root, outcome
-from test_messages import own
-from test_open_pidfd import fdinfo
+from peers import (
+    Child,
+    become,
+    call,
+    fdinfo,
+    in_user_namespace,
+    needs_namespaces,
+    needs_pidfd,
+    needs_root,
+    outcome,
+    own,
+)
 
 from peercred import Cred, messages
 
@@ -125,11 +134,11 @@ def test_forged_claims_are_refused(ends, claim):
         become(uid=1001, gid=2001)
         with pytest.raises(PermissionError) as caught:
             messages.send(sender, b"x", cred=claim)
-        return caught.value.errno, str(caught.value), os.getpid()
+        return caught.value.errno, str(caught.value)
 
-    number, text, pid = call(forge)
+    number, text = call(forge)
     assert number == errno.EPERM
-    assert f"sending as Cred(pid={claim.pid or pid}, uid={claim.uid}, gid={claim.gid})" in text
+    assert f"sending as Cred(pid={claim.pid}, uid={claim.uid}, gid={claim.gid})" in text
     with pytest.raises(BlockingIOError):
         messages.receive(receiver, 1, socket.MSG_DONTWAIT)
 
@@ -174,18 +183,8 @@ def test_other_errors_are_untouched(pair):
     assert "Cred" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "claim",
-    [Cred(0, 0, 0), Cred(-1, 0, 0), Cred(2**31, 0, 0), Cred(1, -1, 0), Cred(1, 2**32 - 1, 0), Cred(1, 0, 2**32 - 1)],
-)
-def test_ids_that_cannot_be(pair, claim):
-    """Pid 0 and ids of -1 are nobody, and never reach the kernel."""
-    with pytest.raises(ValueError, match=r"(pid|uid|gid) is -?\d+: not from \d to \d+"):
-        messages.send(pair[0], b"x", cred=claim)
-
-
-@pytest.mark.parametrize("claim", [Cred(True, 0, 0), Cred(1, False, 0), Cred(1, 0, "0"), Cred(1.0, 0, 0), (1, 0, 0), 1])
-def test_claims_of_other_types(pair, claim):
-    """Nor are bools, strings and tuples credentials."""
-    with pytest.raises(TypeError, match=r"(pid|uid|gid|cred) is .*, not an? "):
+@pytest.mark.parametrize("claim", [(1, 0, 0), 1, "root", True])
+def test_not_credentials(pair, claim):
+    """Only a Cred is a claim."""
+    with pytest.raises(TypeError, match=r"^cred must be a peercred\.Cred or None, not "):
         messages.send(pair[0], b"x", cred=claim)

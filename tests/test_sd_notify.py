@@ -1,19 +1,22 @@
-"""A worked example: the service manager's end of sd_notify, which believes its own child only; the client is PyPI's."""
+"""A worked example: the service manager's end of sd_notify. The clients are PyPI's sdnotify and systemd's own."""
 
 from __future__ import annotations
 
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
 from importlib.util import find_spec
 
 import pytest
+from peers import Child, become, needs_passrights, needs_root
 
-from peercred import messages
+from peercred import Cred, messages
 
-pytestmark = pytest.mark.skipif(find_spec("sdnotify") is None, reason="needs sdnotify, of the extra dev")
+needs_sdnotify = pytest.mark.skipif(find_spec("sdnotify") is None, reason="needs sdnotify, of the extra dev")
+needs_systemd_notify = pytest.mark.skipif(shutil.which("systemd-notify") is None, reason="needs systemd-notify")
 
 SERVICE = """
 import os, sdnotify, sys
@@ -71,6 +74,7 @@ def manager(place):
         yield manager
 
 
+@needs_sdnotify
 def test_ready(manager):
     """The child's messages are believed, and its MAINPID is its own."""
     with manager.start(SERVICE) as service:
@@ -80,6 +84,7 @@ def test_ready(manager):
     assert service.returncode == 0
 
 
+@needs_sdnotify
 def test_impostor(manager):
     """Another process's READY=1 is not, though it came first, from the same user and by the same client."""
     with manager.start(IMPOSTOR) as impostor:
@@ -90,6 +95,7 @@ def test_impostor(manager):
     assert (ignored.data, ignored.cred.pid) == (b"READY=1\nMAINPID=1", impostor.pid)
 
 
+@needs_sdnotify
 def test_service_that_ends(manager):
     """Nor does an impostor make a service ready that has ended."""
     with manager.start("") as service:
@@ -97,3 +103,87 @@ def test_service_that_ends(manager):
             pass
         with pytest.raises(ChildProcessError):
             manager.wait(service)
+
+
+def notify(manager, *arguments):
+    return subprocess.Popen(["systemd-notify", *arguments], env=manager.env, stderr=subprocess.PIPE)
+
+
+@pytest.fixture
+def listening(manager):
+    """The manager, with a deadline for what it waits for."""
+    manager.sock.settimeout(60)
+    return manager
+
+
+@needs_systemd_notify
+def test_barrier(listening):
+    """systemd-notify attaches a pipe to BARRIER=1, and waits until the manager has closed it."""
+    with notify(listening, "--ready") as client:
+        assert messages.receive(listening.sock, 4096).data == b"READY=1"
+        with messages.receive(listening.sock, 4096, max_fds=1) as message:
+            assert (message.data, len(message.fds), message.flags) == (b"BARRIER=1", 1, 0)
+            assert client.poll() is None
+        assert client.wait(60) == 0
+
+
+@needs_systemd_notify
+def test_barrier_without_room(listening):
+    """Without `max_fds` the pipe is dropped at once, which is what systemd-notify waits for."""
+    with notify(listening, "--ready") as client:
+        assert messages.receive(listening.sock, 4096).data == b"READY=1"
+        message = messages.receive(listening.sock, 4096)
+        assert (message.data, message.fds, message.flags) == (b"BARRIER=1", (), socket.MSG_CTRUNC)
+        assert client.wait(60) == 0
+
+
+@needs_systemd_notify
+@needs_passrights
+def test_refused_barrier(listening):
+    """With `fds=False` systemd-notify fails, unless it is called with --no-block."""
+    messages.enable(listening.sock, fds=False)
+    with notify(listening, "--ready") as client:
+        assert messages.receive(listening.sock, 4096).data == b"READY=1"
+        assert client.wait(60) != 0
+        assert b"Operation not permitted" in client.stderr.read()
+    with notify(listening, "--ready", "--no-block") as client:
+        while messages.receive(listening.sock, 4096).data != b"READY=1":
+            pass  # what it has told of its failure
+        assert client.wait(60) == 0
+
+
+@needs_root
+@needs_systemd_notify
+def test_claim_of_systemd_notify(listening):
+    """As root it claims its parent's pid; as another user it cannot, and is named itself."""
+    with notify(listening, "--ready", "--no-block") as client:
+        assert messages.receive(listening.sock, 4096).cred == Cred(os.getpid(), 0, 0)
+    os.chmod(listening.env["NOTIFY_SOCKET"], 0o666)
+
+    def as_another_user():
+        become(uid=1001, gid=2001)
+        os.execvpe("systemd-notify", ["systemd-notify", "--ready", "--no-block"], listening.env)
+
+    with Child(as_another_user) as client:
+        message = messages.receive(listening.sock, 4096)
+        assert (message.cred.uid, message.cred.pid) == (1001, client.pid)
+        assert os.waitpid(client.pid, 0)[1] == 0
+        client.forget()
+
+
+def test_fdstore(listening, tmp_path):
+    """A service that hands a descriptor over for safekeeping: it arrives beside its name and sender."""
+    (tmp_path / "state").write_text("precious")
+
+    def store():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, open(tmp_path / "state") as file:
+            sock.connect(listening.env["NOTIFY_SOCKET"])
+            socket.send_fds(sock, [b"FDSTORE=1\nFDNAME=state"], [file.fileno()])
+
+    with Child(store) as service:
+        service.result()
+        with messages.receive(listening.sock, 4096, max_fds=16) as message:
+            assert message.cred.pid == service.pid
+            [stored] = message.detach_fds()
+    with open(stored) as file:
+        assert file.read() == "precious"

@@ -35,7 +35,14 @@ def of_each_message(sock: socket.socket) -> tuple[bytes, int | None]:
     messages.send(sock, [b"a", bytearray(b"b")], cred=peercred.Cred(None, 0, 0))
     with messages.receive(sock, 100, socket.MSG_PEEK) as message:
         pidfd: int | None = message.detach_pidfd()
+        fds: tuple[int, ...] = message.detach_fds() or message.fds
+        messages.send(sock, b"", fds=[*fds, sock], address="/nowhere")
     return message.data, pidfd if message.cred is None else message.cred.pid
+
+
+def by_name(conn: peercred.Connection, message: messages.Message) -> bool:
+    allowed = peercred.AllowList(uids={0, "alice"}, gids=range(5))
+    return allowed.require(conn).uid in allowed.uids or allowed.permits(message.cred, [1])
 
 
 def refused(conn: socket.socket) -> int | None:
@@ -52,6 +59,9 @@ def wrong(conn: socket.socket) -> None:
     """What a type checker must refuse: --strict complains of an ignore that is not needed."""
     peercred.read(None)  # type: ignore[arg-type]
     peercred.read("3")  # type: ignore[arg-type]
+    peercred.AllowList(uids={None})  # type: ignore[arg-type]
+    peercred.AllowList().permits("alice")  # type: ignore[arg-type]
+    messages.send(conn, b"", fds=["3"])  # type: ignore[list-item]
     peercred.read(conn).uid = 0  # type: ignore[misc]
     messages.send(conn, "text")  # type: ignore[arg-type]
     messages.receive(3, 100)  # type: ignore[arg-type]

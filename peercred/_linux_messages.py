@@ -1,0 +1,242 @@
+"""The back end of messages, on Linux: enables, receives and sends.
+
+sendmsg(2) and recvmsg(2) may block, so they are the standard library's: the
+compiled module keeps the GIL.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from array import array
+from errno import (
+    EAFNOSUPPORT,
+    EBADF,
+    EINVAL,
+    EMSGSIZE,
+    ENODATA,
+    ENOPROTOOPT,
+    EPERM,
+    ESRCH,
+    ETOOMANYREFS,
+)
+from typing import Any, TypeAlias
+
+from ._cred import Cred
+from ._libc import ffi, lib
+from ._linux import cred_of, error, overflow_ids
+from ._message import Message
+from ._owned import NOTHING, Owned
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+assert sys.platform == "linux"  # noqa: S101  # type checkers know no recvmsg() on Windows
+
+# What recvmsg() gives: the data; a level, a type and a payload of each control
+# message; flags; the sender's address.
+Control: TypeAlias = list[tuple[int, int, bytes]]
+Received: TypeAlias = tuple[bytes, Control, int, Any]
+
+# Bound once: an attribute of lib costs 50 ns each time.
+_passing, _room, _unpack_ucred = lib.passing, lib.room, lib.unpack_ucred
+_CREDS, _PIDFD, _LABEL, _FDS = lib.PASS_CREDS, lib.PASS_PIDFD, lib.PASS_LABEL, lib.PASS_FDS
+_FDS_MAX, _LABEL_MAX = lib.FDS_MAX, lib.LABEL_MAX
+_STAMPS = _CREDS | _PIDFD | _LABEL
+_ROOM = [_room(passing, 0) for passing in range(_STAMPS + 1)]
+_SOL_SOCKET, _CLOEXEC, _CTRUNC = lib.SOL_SOCKET, lib.MSG_CMSG_CLOEXEC, lib.MSG_CTRUNC
+_SCM_CREDENTIALS, _SCM_SECURITY = lib.SCM_CREDENTIALS, lib.SCM_SECURITY
+_SCM_PIDFD, _SCM_RIGHTS = lib.SCM_PIDFD, lib.SCM_RIGHTS
+
+_OPTIONS = {
+    "SO_PASSCRED": (_CREDS, lib.SO_PASSCRED),
+    "SO_PASSPIDFD": (_PIDFD, lib.SO_PASSPIDFD),
+    "SO_PASSSEC": (_LABEL, lib.SO_PASSSEC),
+    "SO_PASSRIGHTS": (_FDS, lib.SO_PASSRIGHTS),
+}
+
+# A third of the time of the frozen dataclass's __init__. A field that is not
+# set is as the class has it.
+_new_object = object.__new__
+_set_fields = vars(Message)["__dict__"].__set__
+
+
+def enable(sock: socket.socket, creds: bool, pidfd: bool, label: bool, fds: bool) -> None:
+    """SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC, SO_PASSRIGHTS: all, or none."""
+    fd = _fileno(sock)
+    if label and not creds and not pidfd and _is_stream(fd):
+        raise ValueError("on a stream socket the kernel gives a label only along with creds or pidfd: enable one")
+    wanted = creds * _CREDS | pidfd * _PIDFD | label * _LABEL | fds * _FDS
+    result = lib.set_passing(fd, wanted)
+    if result < 0:
+        names = [name for name, (bit, _) in _OPTIONS.items() if wanted & bit]
+        lacking = [name for name in names if lib.int_option(fd, _OPTIONS[name][1]) == -ENOPROTOOPT]
+        raise error(fd, result, ", ".join(lacking or names))
+
+
+def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Message:
+    """recvmsg(2)."""
+    fd = _fileno(sock)
+    if not 0 <= max_fds <= _FDS_MAX:
+        raise ValueError(f"max_fds must be from 0 to {_FDS_MAX}, the kernel's limit, not {max_fds}")
+    passing = _passing(fd, _STAMPS)
+    if passing < 0:
+        raise error(fd, passing, "SO_PASSCRED")
+    # Room for what is enabled and no more: descriptors that come in fill the
+    # table, and to close one may block.
+    room = _room(passing, max_fds) if max_fds else _ROOM[passing]
+    received: list[Received] = []
+    owned = None
+    try:
+        # By way of map() it is in the list before a signal handler can raise.
+        received.extend(map(sock.recvmsg, (bufsize,), (room,), (flags | _CLOEXEC,)))
+        data, control, flags, address = received[0]
+        payloads = _parsed(control)
+        if _SCM_RIGHTS in payloads or _SCM_PIDFD in payloads:
+            owned = _owners(payloads, max_fds)
+        cred, label = _sender(fd, data, payloads, flags, passing)
+        fields = {"data": data, "cred": cred, "label": label, "flags": flags & ~_CLOEXEC, "address": address}
+        if owned:
+            pidfd, fds, strays = owned
+            pidfd.warns = fds.warns = True
+            fields["_pidfd"], fields["_fds"] = pidfd, fds
+            if strays is not NOTHING:
+                strays.close()
+                fields["flags"] |= _CTRUNC
+        if passing & _PIDFD:
+            fields["pidfd_error"] = _no_pidfd(payloads, flags)
+        message = _new_object(Message)
+        _set_fields(message, fields)
+        return message
+    except BaseException:
+        # Also what a signal handler raises. A second one, in here, would leave
+        # descriptors open.
+        for each in owned or (_owners(_parsed(received[0][1]), 0) if received else ()):
+            each.close()
+        raise
+
+
+def send(
+    sock: socket.socket,
+    buffers: list[ReadableBuffer],
+    cred: Cred | None,
+    fds: tuple[int, ...],
+    flags: int,
+    address: Any,
+) -> int:
+    """sendmsg(2)."""
+    fd = _fileno(sock)
+    stream = _is_stream(fd)
+    if len(fds) > _FDS_MAX:
+        raise ValueError(f"fds must be {_FDS_MAX} at most, which is the kernel's limit, not {len(fds)}")
+    control: list[tuple[int, int, ReadableBuffer]] = []
+    if cred is not None:
+        ucred = ffi.new("struct ucred *", {"pid": cred.pid or os.getpid(), "uid": cred.uid, "gid": cred.gid})
+        control.append((_SOL_SOCKET, _SCM_CREDENTIALS, bytes(ffi.buffer(ucred))))
+    if fds:
+        control.append((_SOL_SOCKET, _SCM_RIGHTS, array("i", fds)))
+    if control and stream and not any(memoryview(buffer).nbytes for buffer in buffers):
+        raise ValueError("no data: on a stream socket nothing would arrive, and no credentials or descriptors either")
+    try:
+        return sock.sendmsg(buffers, control, flags, address)
+    except OSError as failure:
+        if not control or failure.errno not in (EPERM, ESRCH, EINVAL, EBADF, ETOOMANYREFS):
+            raise
+        what = f"sending as {cred}" if cred is not None else "sending"
+        if fds:
+            what += f" with the descriptors {fds}"
+            if failure.errno == EPERM:
+                what += ", which the receiver may refuse (SO_PASSRIGHTS)"
+        raise OSError(failure.errno, f"{failure.strerror}: {what}") from failure
+
+
+def _fileno(sock: socket.socket) -> int:
+    # A subclass with a recvmsg() of its own is no plain socket: an SSLSocket,
+    # say, has no messages.
+    plain = socket.socket
+    if type(sock) is plain or (isinstance(sock, plain) and type(sock).recvmsg is plain.recvmsg):
+        return sock.fileno()
+    raise TypeError(
+        f"{type(sock).__name__!r} object is not a plain socket.socket: pass one (of a descriptor, "
+        "socket.socket(fileno=fd)), and wait for it by asyncio's loop.add_reader, trio.lowlevel.wait_readable or "
+        "anyio.wait_readable"
+    )
+
+
+def _parsed(control: Control) -> dict[int, bytes]:
+    """The payload of each type of control message.
+
+    Linux sends one of each. Two would be taken for one that is too long.
+    """
+    payloads: dict[int, bytes] = {}
+    for level, kind, payload in control:
+        if level == _SOL_SOCKET:
+            payloads[kind] = payloads.get(kind, b"") + payload
+    return payloads
+
+
+def _owners(payloads: dict[int, bytes], max_fds: int) -> tuple[Owned, Owned, Owned]:
+    """The pidfd and the descriptors of the message, and the strays."""
+    pidfds = _ints(payloads[_SCM_PIDFD]) if _SCM_PIDFD in payloads else []
+    fds = _ints(payloads[_SCM_RIGHTS]) if _SCM_RIGHTS in payloads else []
+    strays = fds[max_fds:] + pidfds[1:]
+    return (
+        Owned(pidfds[:1]) if pidfds else NOTHING,
+        Owned(fds[:max_fds]) if fds else NOTHING,
+        Owned(strays) if strays else NOTHING,
+    )
+
+
+def _ints(payload: bytes) -> list[int]:
+    return memoryview(payload[: len(payload) & -4]).cast("i").tolist()
+
+
+def _sender(
+    fd: int, data: bytes, payloads: dict[int, bytes], flags: int, passing: int
+) -> tuple[Cred | None, bytes | None]:
+    """What SCM_CREDENTIALS and SCM_SECURITY say. None: nobody, no label."""
+    stamp, label = payloads.get(_SCM_CREDENTIALS), payloads.get(_SCM_SECURITY)
+    cred = None
+    if stamp is not None:
+        ucred = _unpack_ucred(stamp, len(stamp))
+        cred = cred_of(ucred)
+        if cred is None and ucred.pid != -ENODATA:
+            raise _cut_off()
+    if flags & _CTRUNC and ((stamp is None and passing & _CREDS) or (label is not None and len(label) >= _LABEL_MAX)):
+        raise _cut_off()
+    if cred is None or cred.pid is None:
+        if not data and _is_stream(fd):  # the end: the credentials are zeroes, in the reader's namespaces
+            return None, None
+        if cred is not None and (cred.uid, cred.gid) == overflow_ids():  # sent before SO_PASSCRED was on
+            cred = None
+    return cred, (label or b"").removesuffix(b"\0") or None
+
+
+def _cut_off() -> OSError:
+    return OSError(
+        EMSGSIZE,
+        "the kernel cut off the message's credentials or label, for want of room: "
+        "are other control messages on, such as SO_TIMESTAMP, or did the options change meanwhile?",
+    )
+
+
+def _no_pidfd(payloads: dict[int, bytes], flags: int) -> OSError | None:
+    """Why SCM_PIDFD is missing, or no descriptor but a negative errno."""
+    payload = payloads.get(_SCM_PIDFD)
+    if payload is None:
+        return OSError(EMSGSIZE, "other descriptors took the pidfd's room") if flags & _CTRUNC else None
+    errno = -int.from_bytes(payload, sys.byteorder, signed=True)
+    if errno <= 0:
+        return None
+    if errno == EINVAL:
+        return ProcessLookupError(ESRCH, "the sender is gone, and this kernel can no longer name it (Linux 6.16 can)")
+    return OSError(errno, f"{os.strerror(errno)}: the kernel could not open a pidfd of the sender")
+
+
+def _is_stream(fd: int) -> bool:
+    family = lib.int_option(fd, lib.SO_DOMAIN)
+    if family != lib.AF_UNIX:
+        raise error(fd, min(family, 0) or -EAFNOSUPPORT, "SO_DOMAIN")
+    return lib.int_option(fd, lib.SO_TYPE) == lib.SOCK_STREAM

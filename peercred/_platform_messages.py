@@ -1,0 +1,10 @@
+"""The same choice for messages, which `import peercred` does not load."""
+
+import sys
+
+if sys.platform == "linux":
+    from . import _linux_messages as kernel
+else:
+    from . import _unsupported as kernel
+
+__all__ = ["kernel"]

@@ -1,0 +1,109 @@
+"""Message: a value, and the owner of its descriptors."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import pickle
+import socket
+
+import pytest
+from peers import own
+
+from peercred import Cred, messages
+
+
+@pytest.fixture
+def message(datagrams):
+    """A message with two descriptors."""
+    receiver, sender = datagrams
+    socket.send_fds(sender, [b"x"], [0, 0])
+    with messages.receive(receiver, 100, max_fds=2) as message:
+        yield message
+
+
+def is_open(fd):
+    return os.path.exists(f"/proc/self/fd/{fd}")
+
+
+def test_close(message):
+    """Closes its descriptors once. Their numbers may be other descriptors' soon, and are forgotten."""
+    fds = message.fds
+    message.close()
+    assert message.fds == ()
+    others = [os.dup(0), os.dup(0)]
+    assert tuple(others) == fds
+    message.close()
+    assert all(map(is_open, others))
+    for fd in others:
+        os.close(fd)
+
+
+def test_with(datagrams):
+    """`with` closes them, after an error too."""
+    receiver, sender = datagrams
+    socket.send_fds(sender, [b"x"], [0])
+    with pytest.raises(ZeroDivisionError), messages.receive(receiver, 100, max_fds=1) as message:
+        [fd] = message.fds
+        assert is_open(fd)
+        raise ZeroDivisionError
+    assert not is_open(fd)
+
+
+def test_detach_fds(message):
+    """Hands them over, and the message closes nothing any more."""
+    fds = message.detach_fds()
+    assert len(fds) == 2
+    assert (message.fds, message.detach_fds()) == ((), ())
+    message.close()
+    assert all(map(is_open, fds))
+    for fd in fds:
+        os.close(fd)
+
+
+def test_dropped(datagrams):
+    """They are closed, and a ResourceWarning says so, as of a socket."""
+    receiver, sender = datagrams
+    socket.send_fds(sender, [b"x"], [0, 0])
+    message = messages.receive(receiver, 100, max_fds=2)
+    fds = message.fds
+    with pytest.warns(ResourceWarning, match=r"unclosed descriptors of a peercred Message: \(\d+, \d+\)"):
+        del message
+    assert not any(map(is_open, fds))
+
+
+def test_copies_own_nothing(message):
+    """A message with descriptors is not copied or pickled, and what replace() makes of it has none."""
+    for function in (copy.copy, copy.deepcopy, pickle.dumps, lambda message: pickle.dumps([message])):
+        with pytest.raises(TypeError, match="cannot be copied or pickled: close or detach them first"):
+            function(message)
+    other = dataclasses.replace(message, data=b"y")
+    assert (other.data, other.cred, other.fds, other.pidfd) == (b"y", message.cred, (), None)
+    other.close()
+    assert all(map(is_open, message.fds))
+
+
+def test_is_a_value(datagrams):
+    """Immutable, comparable, hashable; without descriptors, copied and pickled as any other."""
+    receiver, sender = datagrams
+    sender.send(b"x")
+    message = messages.receive(receiver, 100)
+    for same in (copy.copy(message), copy.deepcopy(message), pickle.loads(pickle.dumps(message))):
+        assert same == message
+        assert hash(same) == hash(message)
+        assert repr(same) == repr(message)
+    assert repr(message) == f"Message(data=b'x', cred={own()}, label=None, flags=0, address=None)"
+    assert (message.pidfd, message.fds, message.pidfd_error) == (None, (), None)
+    for name in ("cred", "fds", "pidfd", "other"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(message, name, None)
+
+
+def test_made_by_hand():
+    """For other people's tests: with any data and Cred, and without descriptors."""
+    message = messages.Message(data=b"x", cred=Cred(5, 6, 7))
+    assert (message.pidfd, message.fds, message.label, message.flags, message.address) == (None, (), None, 0, None)
+    assert (message.detach_pidfd(), message.detach_fds()) == (None, ())
+    message.close()
+    assert message == messages.Message(b"x", Cred(5, 6, 7)) != messages.Message(b"x", Cred(5, 6, 8))
