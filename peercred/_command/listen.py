@@ -1,0 +1,93 @@
+"""`peercred --listen`: make a socket, and show everyone who connects to it."""
+# ruff: noqa: E402
+
+import sys
+
+# Type checkers skip the rest on other platforms.
+assert sys.platform == "linux"  # noqa: S101
+
+import contextlib
+import errno
+import select
+import signal
+import socket
+from collections.abc import Iterator
+from types import FrameType
+
+from .output import COLUMNS, complain, show_row, write_row
+from .process import peer_of
+from .sockets import bound, unix_socket
+
+LIMITS = {errno.EMFILE: "`ulimit -n`", errno.ENFILE: "`sysctl fs.file-max`"}
+
+
+class Signals:
+    """The first SIGINT, SIGTERM or SIGHUP asks for the end, a second forces it.
+
+    The first one raises no exception, which could strike anywhere. It is seen
+    where the next client is awaited. The second one raises KeyboardInterrupt
+    during output, because output can block for ever. The clean-up is never
+    interrupted.
+    """
+
+    asked = forcible = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and self.forcible:
+            self.forcible = False
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @contextlib.contextmanager
+    def during_output(self) -> Iterator[None]:
+        self.forcible = True
+        try:
+            yield
+        finally:
+            self.forcible = False
+
+
+def listen(address: bytes, mode: int, as_json: bool) -> None:
+    signals = Signals()
+    stop, wake = socket.socketpair()
+    with stop, wake, contextlib.ExitStack() as cleanup:
+        wake.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        cleanup.callback(signal.set_wakeup_fd, -1)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, signals)
+                cleanup.callback(signal.signal, number, signal.SIG_IGN)
+        server = cleanup.enter_context(unix_socket())
+        cleanup.enter_context(bound(server, address, mode))
+        server.listen()
+        if not as_json and sys.stdout.isatty():
+            with signals.during_output():
+                write_row(*COLUMNS)
+        while stop.fileno() not in readable(server, stop):
+            with signals.during_output():
+                shown = show_client(server, as_json)
+            if not shown:
+                readable(stop, timeout=1000)
+
+
+def show_client(server: socket.socket, as_json: bool) -> bool:
+    """Show who has connected. False if there is no descriptor left for that."""
+    try:
+        with server.accept()[0] as conn:
+            peer = peer_of(conn)
+    except OSError as error:
+        if error.errno not in LIMITS:
+            raise
+        complain(f"{error.strerror}: cannot show a client. Trying again in a second; raise {LIMITS[error.errno]}.")
+        return False
+    show_row(peer, as_json)
+    return True
+
+
+def readable(*socks: socket.socket, timeout: int | None = None) -> list[int]:
+    """Wait for sockets, at most so many milliseconds. Which can be read?"""
+    poll = select.poll()  # select(2) cannot take a descriptor above 1023
+    for sock in socks:
+        poll.register(sock, select.POLLIN)
+    return [descriptor for descriptor, _ in poll.poll(timeout)]
