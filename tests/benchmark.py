@@ -1,13 +1,15 @@
 """What a call of peercred costs, beside other ways to the same answer. A script, which pytest does not collect:
 
-    python tests/benchmark.py [calls] [groups] [threads] [messages] [import] [growth]
+    python tests/benchmark.py [calls] [groups] [accept] [latency] [threads] [messages] [import] [growth]
 
 calls    median time of one call on one connected socket, as a multiple of the same two system calls in a bare
          C loop, compiled here by $CC or cc, and of the standard library doing the same job
 groups   what the number of the peer's supplementary groups costs, up to the 65,536 that there can be (as root)
-threads  median and 99th percentile of a single call while two other threads keep the interpreter busy
-messages median time of one receive of a datagram with credentials, eight of which are queued, as a multiple of the
-         standard library's recvmsg with the same parsing by hand
+accept   how many connections of a forked client a server accepts in a second, bare and with a check of each
+latency  median and 99th percentile of a single call while two other threads keep the interpreter busy
+threads  how many calls 1, 2, 4 and 8 threads make in a second, each on a socket of its own
+messages median time of one receive of a datagram with credentials, without and with a descriptor attached, eight of
+         which are queued, as a multiple of the standard library's recvmsg with the same parsing by hand
 import   what `import peercred` takes when dataclasses, most of its cost, is imported already
 growth   memory and descriptors gained by a million calls, half of which fail
 
@@ -27,20 +29,22 @@ import subprocess
 import sys
 import threading
 from array import array
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from errno import EMSGSIZE, ENOTCONN
+from errno import EAFNOSUPPORT, EMSGSIZE, ENOTCONN
 from itertools import cycle, islice
 from math import inf, isnan, nan
 from pathlib import Path
+from signal import SIGKILL
 from socket import (
     AF_UNIX,
     CMSG_LEN,
+    CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
     MSG_CTRUNC,
     SCM_CREDENTIALS,
-    SO_ACCEPTCONN,
+    SCM_RIGHTS,
     SO_PASSCRED,
     SO_PEERCRED,
     SO_TYPE,
@@ -67,6 +71,7 @@ except ImportError:
 C_LOOP, SAME_JOB, UNIX_CRED, READ = "C loop", "stdlib, same job", "unix-cred", "peercred.read(sock)"
 
 REQUIRE, REQUIRE_LONG = "AllowList.require(sock), 1 uid", "AllowList.require(sock), 100,000 uids"
+REQUIRE_GROUP = "AllowList.require(sock), a group"
 
 # Name, statement, and how many calls one execution of it makes. It sees this module's names, and a `scope`.
 Rows = dict[str, tuple[str, int]]
@@ -80,36 +85,40 @@ CALLS: Rows = {
     "peercred.read(fd)": ("read(fd)", 1),
     REQUIRE: ("allowed.require(sock)", 1),
     REQUIRE_LONG: ("allowed_long.require(sock)", 1),
+    REQUIRE_GROUP: ("allowed_group.require(sock)", 1),
     "peercred.read_groups(sock)": ("read_groups(sock)", 1),
     "peercred.read_label(sock)": ("peercred.read_label(sock)", 1),
     "peercred.open_pidfd(sock), os.close": ("os.close(peercred.open_pidfd(sock))", 1),
 }
 ALL_GROUPS, ALL_IN_C = "read_groups, 65,536 groups", "C, 65,536 groups, and a tuple of them"
 
-RECVMSG, BY_HAND, RECEIVE, QUEUED = "stdlib, recvmsg alone", "stdlib, parsed by hand", "messages.receive(sock, 4096)", 8
+RECVMSG, QUEUED = "stdlib, recvmsg alone", 8
+BY_HAND, RECEIVE = "stdlib, parsed by hand", "messages.receive(sock, 4096)"
+BY_HAND_FD, RECEIVE_FD = "stdlib, by hand, with a descriptor", "messages.receive(sock, 4096, max_fds=1)"
 
 C_SOURCE = """
 #define _GNU_SOURCE
 #include <sys/socket.h>
+#include <sys/un.h>
 
 void c_loop(int fd, long calls)
 {
     while (calls-- > 0) {
         struct ucred cred;
-        int listening;
-        socklen_t length = sizeof cred, size = sizeof listening;
+        struct sockaddr_un address;
+        socklen_t length = sizeof cred, size = sizeof address;
         getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &length);
-        getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
+        getpeername(fd, (struct sockaddr *)&address, &size);
     }
 }
 
 void c_groups(int fd, void *gids, long calls)
 {
     while (calls-- > 0) {
-        int listening;
-        socklen_t length = 65536 * sizeof(gid_t), size = sizeof listening;
+        struct sockaddr_un address;
+        socklen_t length = 65536 * sizeof(gid_t), size = sizeof address;
         getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, gids, &length);
-        getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
+        getpeername(fd, (struct sockaddr *)&address, &size);
     }
 }
 """
@@ -140,10 +149,10 @@ class Peer:
 
 def same_job(sock: socket) -> Peer:
     """What `read` does, as a careful reader would write it without peercred."""
-    if sock.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
-        raise OSError(ENOTCONN, "listening")
     pid, uid, gid = UCRED.unpack(sock.getsockopt(SOL_SOCKET, SO_PEERCRED, UCRED.size))
-    if uid == 0xFFFFFFFF:
+    if not isinstance(sock.getpeername(), str | bytes):
+        raise OSError(EAFNOSUPPORT, "not a Unix socket")
+    if uid == 0xFFFFFFFF or gid == 0xFFFFFFFF:
         raise OSError(ENOTCONN, "not connected")
     return Peer(pid=pid or None, uid=uid, gid=gid)
 
@@ -154,13 +163,18 @@ class Received:
     cred: Peer | None
     flags: int
     address: Any
+    fds: tuple[int, ...] = ()
 
 
-def receive_by_hand(sock: socket, bufsize: int) -> Received:
+def receive_by_hand(sock: socket, bufsize: int, max_fds: int = 0) -> Received:
     """What `messages.receive` does with credentials enabled, and nothing else, as a careful reader would write it."""
-    data, control, flags, address = sock.recvmsg(bufsize, ROOM, CLOEXEC)
+    room = ROOM if max_fds == 0 else CMSG_SPACE(UCRED.size) + CMSG_LEN(4 * max_fds)
+    data, control, flags, address = sock.recvmsg(bufsize, room, CLOEXEC)
     cred = None
+    fds = array("i")
     for level, kind, payload in control:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
         if level == SOL_SOCKET and kind == SCM_CREDENTIALS:
             if len(payload) != UCRED.size:
                 raise OSError(EMSGSIZE, "cut off")
@@ -174,7 +188,7 @@ def receive_by_hand(sock: socket, bufsize: int) -> Received:
             cred = Peer(pid=pid or None, uid=uid, gid=gid)
     if flags & CTRUNC and cred is None:
         raise OSError(EMSGSIZE, "cut off")
-    return Received(data=data, cred=cred, flags=flags & ~CLOEXEC, address=address)
+    return Received(data=data, cred=cred, flags=flags & ~CLOEXEC, address=address, fds=tuple(fds))
 
 
 class Ucred(ctypes.Structure):
@@ -217,13 +231,34 @@ class Times(dict[str, list[float]]):
         return median(one / other for one, other in pairs)
 
 
+@contextmanager
+def supplementary_groups() -> Iterator[None]:
+    """Be in three of them, if root permits it."""
+    own = os.getgroups()
+    try:
+        if os.geteuid() == 0:
+            os.setgroups([4, 27, 1000])
+        yield
+    finally:
+        if os.geteuid() == 0:
+            os.setgroups(own)
+
+
+def by_group() -> peercred.AllowList:
+    """A list that such a process is on by its last group alone."""
+    with supplementary_groups():
+        return peercred.AllowList(uids={os.geteuid() + 1}, gids=(os.getgroups() or [os.getegid()])[-1:])
+
+
 def calls(options: argparse.Namespace) -> None:
     times = Times()
     missing = {} if get_peer_pid_uid_gid else {UNIX_CRED: "not installed"}
-    sock, other = socketpair(AF_UNIX)
+    with supplementary_groups():
+        sock, other = socketpair(AF_UNIX)  # whose ends have their maker's groups
     with sock, other:
         scope = {**globals(), "sock": sock, "fd": sock.fileno(), "C": compile_c()}
         scope["allowed"] = peercred.AllowList(uids={os.geteuid()})
+        scope["allowed_group"] = by_group()
         scope["allowed_long"] = peercred.AllowList(uids={os.geteuid(), *range(100_000, 200_000)})
         try:
             peercred.read_label(sock)
@@ -239,10 +274,11 @@ def calls(options: argparse.Namespace) -> None:
 
     title = f"calls: medians of {options.rounds} rounds of {options.calls}, and of each round's ratios"
     table(title, ("", "ns", "/ C loop", "/ same job"), *map(row, CALLS))
-    target("read / stdlib, same job", times.ratio(READ, SAME_JOB), at_most=0.85)
+    target("read / stdlib, same job", times.ratio(READ, SAME_JOB), at_most=0.84)
     target("read / C loop", times.ratio(READ, C_LOOP), at_most=2.4)
-    target("AllowList.require / read", times.ratio(REQUIRE, READ), at_most=1.25)
-    target("AllowList.require, 100,000 uids / read", times.ratio(REQUIRE_LONG, READ), at_most=1.25)
+    target("AllowList.require / read", times.ratio(REQUIRE, READ), at_most=1.1)
+    target("AllowList.require, 100,000 uids / read", times.ratio(REQUIRE_LONG, READ), at_most=1.1)
+    target("AllowList.require, by group / read", times.ratio(REQUIRE_GROUP, READ), at_most=2)
     target("unix-cred / read", times.ratio(UNIX_CRED, READ), at_least=1.7)
 
 
@@ -272,7 +308,82 @@ def groups(options: argparse.Namespace) -> None:
     target("65,536 groups: read_groups / C", times.ratio(ALL_GROUPS, ALL_IN_C), at_most=1.5)
 
 
+def accept(options: argparse.Namespace) -> None:
+    allowed = peercred.AllowList(uids={os.geteuid()})
+    checks: dict[str, Callable[[socket], Any]] = {
+        "bare": lambda conn: None,
+        SAME_JOB: same_job,
+        "AllowList.require, 1 uid": allowed.require,
+        "AllowList.require, a group": by_group().require,
+    }
+    rates: dict[str, list[float]] = {}
+    with socket(AF_UNIX) as server:
+        server.bind("")
+        server.listen(128)
+        address = server.getsockname()
+        with supplementary_groups():
+            client = os.fork()
+            while client == 0:
+                with socket(AF_UNIX) as conn:
+                    conn.connect(address)
+        try:
+            for _ in range(options.rounds):
+                for name, check in checks.items():
+                    start = perf_counter_ns()
+                    for _ in range(options.calls // 10):
+                        with server.accept()[0] as conn:
+                            check(conn)
+                    rates.setdefault(name, []).append(options.calls // 10 / (perf_counter_ns() - start) * 1e9)
+        finally:
+            os.kill(client, SIGKILL)
+            os.waitpid(client, 0)
+
+    def part(name: str) -> float:
+        ratios: list[float] = [one / bare for one, bare in zip(rates[name], rates["bare"], strict=True)]
+        return median(ratios)
+
+    rows = ((name, f"{median(rates[name]):.0f}", f"{part(name):.2f}") for name in checks)
+    table("accept: connections per second, and of each round's bare loop", ("", "1/s", "/ bare"), *rows)
+    target("require by uid / stdlib, same job", part("AllowList.require, 1 uid") / part(SAME_JOB), at_least=1)
+    target("require by a group / bare", part("AllowList.require, a group"), at_least=0.66)
+
+
 def threads(options: argparse.Namespace) -> None:
+    """On a free-threaded build the numbers grow with the threads."""
+    candidates: dict[str, Callable[[socket], Any]] = {
+        "stdlib, two calls": lambda sock: (sock.getsockopt(SOL_SOCKET, SO_PEERCRED, 12), sock.getpeername()),
+        READ: read,
+    }
+
+    def rate(function: Callable[[socket], Any], number: int) -> float:
+        def run(sock: socket) -> None:
+            ready.wait()
+            for _ in range(options.calls):
+                function(sock)
+
+        with ExitStack() as stack:
+            pairs = [tuple(map(stack.enter_context, socketpair(AF_UNIX))) for _ in range(number)]
+            ready = threading.Barrier(number + 1)
+            workers = [threading.Thread(target=run, args=pair[:1]) for pair in pairs]
+            for worker in workers:
+                worker.start()
+            ready.wait()
+            start = perf_counter_ns()
+            for worker in workers:
+                worker.join()
+            return float(number * options.calls / (perf_counter_ns() - start) * 1e9)
+
+    numbers = 1, 2, 4, 8
+    rates: dict[str, list[list[float]]] = {name: [[] for _ in numbers] for name in candidates}
+    for _ in range(max(1, options.rounds // 5)):
+        for name, function in candidates.items():
+            for column, number in zip(rates[name], numbers, strict=True):
+                column.append(rate(function, number))
+    rows = ((name, *(f"{median(column):.0f}" for column in columns)) for name, columns in rates.items())
+    table("threads: calls per second of so many threads", ("", *map(str, numbers)), *rows)
+
+
+def latency(options: argparse.Namespace) -> None:
     candidates = {SAME_JOB: same_job, READ: read}
     samples: dict[str, list[int]] = {name: [] for name in candidates}
     done = threading.Event()
@@ -297,34 +408,41 @@ def threads(options: argparse.Namespace) -> None:
             spinner.join()
     p99 = {name: sorted(values)[len(values) * 99 // 100] for name, values in samples.items()}
     rows = ((name, f"{median(values):.0f}", f"{p99[name]}") for name, values in samples.items())
-    table(f"threads: {len(samples[READ])} calls of each beside two busy threads", ("", "p50 ns", "p99 ns"), *rows)
+    table(f"latency: {len(samples[READ])} calls of each beside two busy threads", ("", "p50 ns", "p99 ns"), *rows)
     target("p99 of read / p99 of stdlib, same job", p99[READ] / p99[SAME_JOB], at_most=2)
 
 
 def receiving(options: argparse.Namespace) -> None:
-    candidates: dict[str, Callable[[socket], Any]] = {
-        RECVMSG: lambda sock: sock.recvmsg(4096, ROOM),
-        BY_HAND: lambda sock: receive_by_hand(sock, 4096),
-        RECEIVE: lambda sock: messages.receive(sock, 4096),
+    candidates: dict[str, tuple[Callable[[socket], Any], int]] = {
+        RECVMSG: (lambda sock: sock.recvmsg(4096, ROOM), 0),
+        BY_HAND: (lambda sock: receive_by_hand(sock, 4096), 0),
+        RECEIVE: (lambda sock: messages.receive(sock, 4096), 0),
+        BY_HAND_FD: (lambda sock: receive_by_hand(sock, 4096, 1), 1),
+        RECEIVE_FD: (lambda sock: messages.receive(sock, 4096, max_fds=1), 1),
     }
     times = Times()
     sock, other = socketpair(AF_UNIX, SOCK_DGRAM)
     with sock, other:
         sock.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
         for _ in range(options.rounds):
-            for name, function in candidates.items():
+            for name, (function, descriptors) in candidates.items():
                 taken, number = 0, max(1, options.calls // QUEUED)
                 for _ in range(number):
                     for _ in range(QUEUED):
-                        other.send(b"READY=1")
+                        messages.send(other, b"READY=1", fds=[0] * descriptors)
                     start = perf_counter_ns()
-                    for _ in range(QUEUED):
-                        function(sock)
+                    received = [function(sock) for _ in range(QUEUED)]
                     taken += perf_counter_ns() - start
+                    for each in received if descriptors else ():
+                        os.close((each.detach_fds() if isinstance(each, messages.Message) else each.fds)[0])
                 times.setdefault(name, []).append(taken / number / QUEUED)
-    rows = ((name, f"{median(ns):.0f}", f"{times.ratio(name, BY_HAND):.2f}") for name, ns in times.items())
+    rows = []
+    for name, ns in times.items():
+        base = BY_HAND_FD if candidates[name][1] else BY_HAND
+        rows.append((name, f"{median(ns):.0f}", f"{times.ratio(name, base):.2f}"))
     table("messages: medians, and of each round's ratios", ("", "ns", "/ by hand"), *rows)
-    target("receive / recvmsg, parsed by hand", times.ratio(RECEIVE, BY_HAND), at_most=1.6)
+    target("receive / recvmsg, parsed by hand", times.ratio(RECEIVE, BY_HAND), at_most=1.4)
+    target("the same with a descriptor", times.ratio(RECEIVE_FD, BY_HAND_FD), at_most=1.4)
 
 
 def imports(options: argparse.Namespace) -> None:
@@ -381,6 +499,8 @@ def target(what: str, measured: float, at_least: float = -inf, at_most: float = 
 SECTIONS = {
     "calls": calls,
     "groups": groups,
+    "accept": accept,
+    "latency": latency,
     "threads": threads,
     "messages": receiving,
     "import": imports,
@@ -401,7 +521,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, "all"], default="all", help="default: all")
     for option, default, text in (
         ("--rounds", 30, "rounds of calls, and interpreters of import"),
-        ("--calls", 10_000, "calls of each row in a round, and samples of threads"),
+        ("--calls", 10_000, "calls of each row in a round, and samples of latency"),
         ("--growth-calls", 1_000_000, "calls of growth"),
     ):
         parser.add_argument(option, type=positive, default=default, metavar="N", help=f"{text} (default: {default})")
