@@ -27,7 +27,7 @@ from peers import (
 )
 
 import peercred
-from peercred.__main__ import COLUMNS
+from peercred._command.output import COLUMNS
 
 README = Path(__file__).parent.parent.joinpath("README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
@@ -161,9 +161,11 @@ def test_commands_are_the_two():
 
 @needs_root
 def test_messages(place):
-    """The receiver of datagrams prints who has sent each."""
+    """The receiver of datagrams prints what its own user sends, and nothing else. A former run has left its socket."""
     os.chmod(place, 0o777)
     path = str(place / "log.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as former:
+        former.bind(path)
     output, output_end = os.pipe()
 
     def serve():
@@ -183,8 +185,9 @@ def test_messages(place):
         os.close(output_end)
         connect_soon(path, server, socket.SOCK_DGRAM).close()
         os.chmod(path, 0o666)
-        for uid in (1001, 1002, 0):
+        for uid in (1002, 0, 1001):  # the last one is the server's own user
             with Child(lambda uid=uid: send(uid)) as sender:
-                assert os.read(output, 100).decode() == f"uid {uid}, pid {sender.pid}: b'from {uid}'"
+                sender.result()
+        assert os.read(output, 1000).decode() == f"uid 1001, pid {sender.pid}: b'from 1001'"
         server.kill()
     os.close(output)
