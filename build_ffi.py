@@ -1,11 +1,24 @@
-"""The C surface of peercred, and the hatchling hook that compiles it into the wheel, on Linux only."""
+"""The C surface of peercred, and the build that compiles it into the wheel, on Linux only.
 
+pyproject.toml names this module twice: as the build backend, which is hatchling's, and
+as hatchling's build hook.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from hatchling.build import *
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import platform_tags
+
+# Hatchling would skip the hook, and make a wheel without the compiled module.
+os.environ.pop("HATCH_BUILD_NO_HOOKS", None)
 
 LINUX = sys.platform == "linux"
 # PyPy and the free-threaded and debug builds of CPython do without abi3.
@@ -414,19 +427,54 @@ def ffibuilder():
     return ffi
 
 
+def missing():
+    """What this machine lacks to compile the module, or None."""
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    if shutil.which(compiler[0]) is None:
+        return f"a C compiler ({compiler[0]})"
+    flags = shlex.split(f"{os.environ.get('CPPFLAGS', '')} {os.environ.get('CFLAGS', '')}")
+    preprocess = [*compiler, *flags, "-I", sysconfig.get_path("include"), "-E", "-x", "c", "-"]
+    for header, name in {"sys/socket.h": "libc's headers", "Python.h": "Python's headers"}.items():
+        if subprocess.run(preprocess, input=f"#include <{header}>\n".encode(), capture_output=True).returncode != 0:
+            return f"{name} ({header})"
+    return None
+
+
 class LibcBuildHook(BuildHookInterface):
     def initialize(self, version, build_data):
         if not LINUX:
-            return  # a pure wheel, whose functions raise
-        with TemporaryDirectory(dir=self.root) as tmp:
-            built = Path(ffibuilder().compile(tmp))
-            # Into the source tree, where an editable install looks for it; at one stroke, for a
-            # running process may have the old one mapped.
-            built.replace(Path(self.root, "peercred", built.name))
-        build_data["artifacts"].append(f"/peercred/{built.name}")
+            # A wheel of Python files alone, whose functions raise. It is never
+            # py3-none-any, which pip on Linux would prefer to the sdist.
+            build_data["tag"] = f"py3-none-{next(platform_tags())}"
+            return
+        if lack := missing():
+            sys.exit(
+                f"peercred has to be compiled, and {lack} cannot be found. To install what is needed:\n"
+                "Debian, Ubuntu: apt install gcc libc6-dev python3-dev    Fedora: dnf install gcc python3-devel\n"
+                "Alpine: apk add gcc musl-dev python3-dev"
+            )
+        self.compiled = TemporaryDirectory()
+        built = Path(ffibuilder().compile(self.compiled.name))
+        # CPython 3.15 would call it _libc.abi3-x86_64-linux-gnu.so, which 3.13 does not find.
+        name = "_libc.abi3.so" if ABI3 else built.name
+        if version == "standard":
+            build_data["force_include"][str(built)] = f"peercred/{name}"
+        # An editable install needs it in the source tree. Otherwise it is put there
+        # only so that Python finds it when started in the tree, which may be read-only.
+        try:
+            with TemporaryDirectory(dir=self.root) as beside:
+                # Replace atomically: a running process may have the old file mapped.
+                Path(shutil.copy(built, beside)).replace(Path(self.root, "peercred", name))
+        except OSError:
+            if version == "editable":
+                raise
         build_data["pure_python"] = False
         if ABI3:
             platform = next(tag for tag in platform_tags() if tag.startswith("linux_"))
             build_data["tag"] = f"cp310-abi3-{platform}"
         else:
             build_data["infer_tag"] = True
+
+    def finalize(self, version, build_data, artifact_path):
+        if LINUX:
+            self.compiled.cleanup()

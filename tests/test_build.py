@@ -1,28 +1,175 @@
-"""What the build does where there is no Linux (nothing), and where the headers are old."""
+"""The wheel: its name and contents, and what the build does without Linux, a compiler or a tree it may write to."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-needs_hatchling = pytest.mark.skipif(find_spec("hatchling") is None, reason="needs hatchling, of the extra dev")
+import peercred
 
-BUILD = """
-import sys
-sys.platform = sys.argv[1]
-sys.modules.update(dict.fromkeys(["cffi", "_cffi_backend", "setuptools"]))  # importing one is an ImportError
-import hatchling.build
-print(hatchling.build.build_wheel(sys.argv[2]))
+ROOT = Path(__file__).parent.parent
+ORDINARY_CPYTHON = sys.implementation.name == "cpython" and not sys.abiflags
+pytestmark = [
+    pytest.mark.skipif(not (ROOT / "build_ffi.py").exists(), reason="needs the source tree, to build a wheel of it"),
+    pytest.mark.skipif(
+        not all(map(find_spec, ("hatchling", "cffi", "setuptools"))), reason="needs hatchling and setuptools, to build"
+    ),
+]
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+
+BUILD = "import build_ffi, sys; print(build_ffi.build_wheel(sys.argv[1]))"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the sources, as an sdist holds them."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("pyproject.toml", "build_ffi.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    package = Path(peercred.__file__).parent  # the installed one, where there is no other
+    shutil.copytree(package, tree / "peercred", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return tree
+
+
+def build(tree, *, program=BUILD, environment=None, preexec_fn=None):
+    """Build a wheel of the tree, beside it."""
+    return subprocess.run(
+        [sys.executable, "-c", program, tree.parent],
+        cwd=tree,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})},
+        preexec_fn=preexec_fn,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def built(tree, **options):
+    """The wheel's name, and the names of the files in its package."""
+    result = build(tree, **options)
+    assert result.returncode == 0, result.stderr
+    name = result.stdout.splitlines()[-1]
+    with zipfile.ZipFile(tree.parent / name) as wheel:
+        return name, {Path(name).name for name in wheel.namelist() if name.startswith("peercred/")}
+
+
+def sources(tree):
+    return {path.name for path in (tree / "peercred").iterdir() if path.suffix in {".py", ".pyi", ".typed"}}
+
+
+@needs_compiler
+def test_name_and_tag(tree):
+    """One wheel serves every ordinary CPython from 3.10; other interpreters each have their own."""
+    name, contents = built(tree)
+    (module,) = contents - sources(tree)
+    if ORDINARY_CPYTHON:
+        assert re.fullmatch(r"peercred-[\d.]+-cp310-abi3-linux_\w+\.whl", name)
+        assert module == "_libc.abi3.so"
+    else:
+        assert re.fullmatch(r"peercred-[\d.]+-(cp|pp)3\d+-\w+-linux_\w+\.whl", name)
+        assert module == f"_libc{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+@needs_compiler
+@pytest.mark.skipif(not ORDINARY_CPYTHON, reason="needs an ordinary CPython, for abi3")
+def test_name_where_python_knows_another(tree):
+    """CPython 3.15 names abi3 modules by the platform too, and older versions do not find them then."""
+    program = f"""
+import cffi, pathlib
+def compile(*arguments, original=cffi.FFI.compile):
+    path = pathlib.Path(original(*arguments))
+    return str(path.rename(path.with_name("_libc.abi3-x86_64-linux-gnu.so")))
+cffi.FFI.compile = compile
+{BUILD}
 """
+    name, contents = built(tree, program=program)
+    assert "-cp310-abi3-" in name
+    assert contents - sources(tree) == {"_libc.abi3.so"}
+
+
+@needs_compiler
+def test_module_lies_in_the_tree(tree):
+    """After a build, Python started in the tree finds the module; nothing else is left there."""
+    before = set(tree.rglob("*"))
+    _, contents = built(tree)
+    (module,) = contents - sources(tree)
+    assert set(tree.rglob("*")) - before == {tree / "peercred" / module}
+
+
+def without_privileges():
+    """In a child that is root: root, but bound by the permissions of files."""
+    if os.geteuid() == 0:
+        assert ctypes.CDLL(None).prctl(24, 1, 0, 0, 0) == 0  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+
+
+@needs_compiler
+def test_tree_that_cannot_be_written(tree):
+    """Somebody else's tree, or one on a read-only file system, is built all the same and left alone."""
+    for path in (tree, tree / "peercred"):
+        path.chmod(0o555)
+    before = set(tree.rglob("*"))
+    _, contents = built(tree, preexec_fn=without_privileges)
+    assert len(contents - sources(tree)) == 1
+    assert set(tree.rglob("*")) == before
+
+
+@needs_compiler
+def test_editable_install_of_a_tree_that_cannot_be_written(tree):
+    """It needs the module in the tree, so it fails."""
+    (tree / "peercred").chmod(0o555)
+    program = BUILD.replace("build_wheel", "build_editable")
+    result = build(tree, program=program, preexec_fn=without_privileges)
+    assert result.returncode == 1
+    assert "PermissionError" in result.stderr
+
+
+@needs_compiler
+def test_hooks_cannot_be_switched_off(tree):
+    """Hatchling's switch does not lead to a wheel without the compiled module."""
+    name, contents = built(tree, environment={"HATCH_BUILD_NO_HOOKS": "1"})
+    assert "none-any" not in name
+    assert len(contents - sources(tree)) == 1
+
+
+def refusal(tree, **options):
+    result = build(tree, **options)
+    assert result.returncode == 1
+    first, *rest = result.stderr.splitlines()
+    assert ["apt install gcc" in rest[0], "dnf install gcc" in rest[0], "apk add gcc" in rest[1]] == [True] * 3
+    assert len(rest) == 2
+    return first
+
+
+def test_no_compiler(tree):
+    """Three lines say that it is missing, and how to install it."""
+    assert "a C compiler (no-such-compiler) cannot be found" in refusal(
+        tree, environment={"CC": "no-such-compiler -O2"}
+    )
+
+
+@needs_compiler
+def test_no_libc_headers(tree):
+    """The same for a compiler that comes without them."""
+    assert "libc's headers (sys/socket.h) cannot be found" in refusal(tree, environment={"CC": "cc -nostdinc"})
+
+
+@needs_compiler
+def test_no_python_headers(tree, tmp_path):
+    """The same for a Python without its headers."""
+    program = f"import sysconfig; sysconfig.get_path = lambda name: {str(tmp_path)!r}; {BUILD}"
+    assert "Python's headers (Python.h) cannot be found" in refusal(tree, program=program)
 
 
 # Of each architecture what the headers of a kernel that has the options say.
@@ -36,8 +183,7 @@ NUMBERS = {
 }
 
 
-@needs_hatchling
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@needs_compiler
 @pytest.mark.parametrize("architecture", NUMBERS)
 def test_numbers_that_old_headers_lack(architecture):
     """Without any headers, the fall-backs are the numbers of the architecture."""
@@ -51,30 +197,27 @@ def test_numbers_that_old_headers_lack(architecture):
     assert tuple(int(number, 0) for number in result.stdout.split(",")) == NUMBERS[architecture]
 
 
-@needs_hatchling
-@pytest.mark.parametrize("platform", ["darwin", "freebsd14"])
-def test_pure_wheel(tmp_path, platform):
-    """Elsewhere the hook leaves all to hatchling: a py3-none-any wheel of the Python files alone."""
-    checkout = tmp_path / "checkout"
-    checkout.mkdir()
-    for name in ("pyproject.toml", "build_ffi.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, checkout)
-    package = ROOT / "peercred"
-    if not package.exists():  # these are the tests of an installed wheel
-        import peercred
+def pretending(platform, system, name):
+    """A build where Python says that it runs elsewhere, and importing what compiles is an ImportError."""
+    return f"""
+import platform, sys, sysconfig
+sys.platform, platform.system, sysconfig.get_platform = {platform!r}, lambda: {system!r}, lambda: {name!r}
+platform.mac_ver = lambda: ("14.5", ("", "", ""), "arm64")
+sys.modules.update(dict.fromkeys(["cffi", "_cffi_backend", "setuptools"]))
+{BUILD}
+"""
 
-        package = Path(peercred.__file__).parent
-    shutil.copytree(package, checkout / "peercred")  # with a compiled module of Linux lying about
-    result = subprocess.run(
-        [sys.executable, "-c", BUILD, platform, tmp_path],
-        cwd=checkout,
-        env={**os.environ, "PATH": "", "CC": "no-compiler"},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    name = result.stdout.splitlines()[-1]
-    assert name.endswith("-py3-none-any.whl")
-    with zipfile.ZipFile(tmp_path / name) as wheel:
-        names = {Path(name).name for name in wheel.namelist() if name.startswith("peercred/")}
-    assert names == {path.name for path in package.rglob("*") if path.suffix in {".py", ".pyi", ".typed"}}
+
+@pytest.mark.parametrize(
+    ("program", "tag"),
+    [
+        (pretending("darwin", "Darwin", "macosx-11.0-arm64"), "macosx_14_0_arm64"),
+        (pretending("freebsd14", "FreeBSD", "freebsd-14.1-release-amd64"), "freebsd_14_1_release_amd64"),
+    ],
+    ids=["macOS", "FreeBSD"],
+)
+def test_elsewhere(tree, program, tag):
+    """Without Linux nothing is compiled. The wheel is that platform's own: pip on Linux would prefer py3-none-any."""
+    wheel, contents = built(tree, program=program, environment={"PATH": "", "CC": "no-compiler"})
+    assert wheel.endswith(f"-py3-none-{tag}.whl")
+    assert contents == sources(tree)
