@@ -24,6 +24,13 @@ from peercred import Cred
 from peercred._libc import lib
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make processes of other users")
+needs_pidfd_open = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs os.pidfd_open, which PyPy lacks")
+
+
+def needs_cpython(reason: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(sys.implementation.name != "cpython", reason=f"needs CPython: {reason}")
+
+
 needs_ipv6 = pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="needs a kernel with IPv6")
 
 
@@ -65,7 +72,7 @@ class Child:
     def end(self) -> None:
         """Let it exit, and wait until it is a zombie: dead, but not reaped."""
         self._release()
-        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        assert LIBC.waitid(P_PID, self.pid, None, WEXITED | WNOWAIT) == 0  # PyPy has no os.waitid
 
     def reap(self) -> None:
         """Let it exit, and take its status, so that no trace of it is left."""
@@ -178,6 +185,7 @@ def exec_cat(sock: socket.socket) -> None:
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
+P_PID, WEXITED, WNOWAIT = 1, 4, 0x1000000
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 
 

@@ -42,6 +42,7 @@ from peers import (
     connect,
     connect_soon,
     in_pid_namespace,
+    needs_cpython,
     needs_namespaces,
     needs_passrights,
     needs_pidfd,
@@ -282,6 +283,7 @@ def test_no_permission(place):
     assert (status, error) == (1, f"peercred: {place}/socket: Permission denied\n")
 
 
+@needs_cpython("PyPy makes listen(1) of listen(0)")
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
 def test_full_backlog(place, kind):
     """Connecting times out, and the command says why."""
@@ -292,6 +294,7 @@ def test_full_backlog(place, kind):
             assert "timed out" in refused("--timeout", "0.01", str(place / "socket"))
 
 
+@needs_cpython("PyPy makes listen(1) of listen(0)")
 def test_interrupted_while_it_waits(place, monkeypatch):
     """Ctrl-C on a full backlog: exit code 1, and no traceback."""
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # which may be ignored

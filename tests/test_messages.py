@@ -26,6 +26,7 @@ from peers import (
     in_user_namespace,
     needs_namespaces,
     needs_pidfd,
+    needs_pidfd_open,
     needs_root,
     outcome,
     own,
@@ -420,6 +421,7 @@ def test_signal_handlers_run(datagrams):
 
 
 @needs_pidfd
+@needs_pidfd_open
 def test_pidfd_is_the_sender(ends):
     """The kernel's number of it, and the identity of a pidfd that was opened by pid while it surely lives."""
     receiver, sender = ends

@@ -11,7 +11,7 @@ import ssl
 import struct
 
 import pytest
-from peers import call, fdinfo, needs_passrights, needs_pidfd, outcome, own
+from peers import call, fdinfo, needs_passrights, needs_pidfd, needs_pidfd_open, outcome, own
 
 from peercred import Cred, messages
 
@@ -69,6 +69,7 @@ def test_uninvited_beside_a_pidfd(ends, number, creds, flags):
 
 
 @needs_pidfd
+@needs_pidfd_open
 def test_planted_pidfd(datagrams):
     """A descriptor that is a pidfd of another process is not taken for the sender's."""
     receiver, sender = datagrams

@@ -23,6 +23,7 @@ from peers import (
     in_pid_namespace,
     needs_namespaces,
     needs_pidfd,
+    needs_pidfd_open,
     own_identity,
     stranger_with,
 )
@@ -30,7 +31,7 @@ from peers import (
 import peercred
 from peercred._libc import lib
 
-pytestmark = needs_pidfd
+pytestmark = [needs_pidfd, needs_pidfd_open]
 
 
 @pytest.fixture
