@@ -29,6 +29,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests run in an empty directory, where a subprocess finds the installed package and not the source tree."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("empty"))
+    yield
+    os.chdir(before)
+
+
 def open_descriptors() -> dict[str, str]:
     found = {}
     for name in os.listdir("/proc/self/fd"):

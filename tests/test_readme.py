@@ -29,7 +29,10 @@ from peers import (
 import peercred
 from peercred._command.output import COLUMNS
 
-README = Path(__file__).parent.parent.joinpath("README.md").read_text()
+FILE = Path(__file__).parent.parent / "README.md"
+if not FILE.exists():
+    pytest.skip("needs README.md, beside the tests' directory", allow_module_level=True)
+README = FILE.read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
@@ -156,7 +159,7 @@ def test_commands_are_the_two():
     assert len(blocks("sh")) == 2
     for command in blocks("sh"):
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
-    assert blocks("sh")[1].endswith("-m pytest\n")
+    assert blocks("sh")[1].endswith("/pytest\n")
 
 
 @needs_root
