@@ -32,7 +32,7 @@ from command import (
     wait_until,
     wait_until_asleep,
 )
-from peers import Child, become, connect, needs_passrights, needs_pidfd, needs_root
+from peers import Child, become, connect, needs_cpython, needs_passrights, needs_pidfd, needs_root
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -168,6 +168,7 @@ def test_signal_ends_it(place, number, times):
     assert not (place / "door").exists()
 
 
+@needs_cpython("PyPy does not tell that a signal is ignored")
 def test_signal_that_is_ignored_stays_ignored(place):
     """Under nohup a closed terminal does not end it."""
     with listening(place / "door", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as command:
