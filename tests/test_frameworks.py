@@ -20,7 +20,7 @@ def own():
 
 
 def needs(name):
-    return pytest.mark.skipif(find_spec(name) is None, reason=f"needs {name}, of the extra dev")
+    return pytest.mark.skipif(find_spec(name) is None, reason=f"needs {name}, of the group dev")
 
 
 def ids(conn):

@@ -15,7 +15,7 @@ from peers import Child, become, needs_passrights, needs_root
 
 from peercred import Cred, messages
 
-needs_sdnotify = pytest.mark.skipif(find_spec("sdnotify") is None, reason="needs sdnotify, of the extra dev")
+needs_sdnotify = pytest.mark.skipif(find_spec("sdnotify") is None, reason="needs sdnotify, of the group dev")
 needs_systemd_notify = pytest.mark.skipif(shutil.which("systemd-notify") is None, reason="needs systemd-notify")
 
 SERVICE = """
