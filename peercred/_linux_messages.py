@@ -96,11 +96,13 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
         payloads = _parsed(control)
         if _SCM_RIGHTS in payloads or _SCM_PIDFD in payloads:
             owned = _owners(payloads, max_fds)
+            # Not before they are in `owned`, from where they are closed below.
+            for each in owned:
+                each.keep()
         cred, label = _sender(fd, data, payloads, flags, passing)
         fields = {"data": data, "cred": cred, "label": label, "flags": flags & ~_CLOEXEC, "address": address}
         if owned:
             pidfd, fds, strays = owned
-            pidfd.warns = fds.warns = True
             fields["_pidfd"], fields["_fds"] = pidfd, fds
             if strays is not NOTHING:
                 strays.close()
@@ -111,8 +113,8 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
         _set_fields(message, fields)
         return message
     except BaseException:
-        # Also what a signal handler raises. A second one, in here, would leave
-        # descriptors open.
+        # Also what a signal handler raises. If a second one raises in here,
+        # what was not in `owned` by then may stay open.
         for each in owned or (_owners(_parsed(received[0][1]), 0) if received else ()):
             each.close()
         raise

@@ -75,7 +75,7 @@ class Message:
             self._pidfd.forget()
             return fds[0] if fds else None
         except BaseException:  # a signal handler's, before the caller has it
-            self._pidfd.own(fds, warns=True)
+            self._pidfd.take_back(fds)
             raise
 
     def detach_fds(self) -> tuple[int, ...]:
@@ -85,7 +85,7 @@ class Message:
             self._fds.forget()
             return fds
         except BaseException:
-            self._fds.own(fds, warns=True)
+            self._fds.take_back(fds)
             raise
 
     def close(self) -> None:

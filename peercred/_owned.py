@@ -11,32 +11,44 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
+from functools import partial
 from itertools import starmap
-from operator import length_hint
+from operator import attrgetter, length_hint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class Owned:
-    """Open descriptors, until they are closed or handed over.
+class Closer(partial[object]):
+    """Is called when it is dropped.
 
-    If `warns` is set and any are left when this is dropped, they are closed
-    with a ResourceWarning.
+    A method would be Python code. If a signal handler raised in it, Python
+    would drop the exception, and what is left to do. This is C alone.
     """
 
-    __slots__ = ("_numbers", "_spans", "warns")
+    __del__ = property(attrgetter("__call__"))
 
-    def own(self, fds: Sequence[int] = (), warns: bool = False) -> None:
-        self.warns = warns
+
+class Owned:
+    """Open descriptors, until they are closed or handed over."""
+
+    __slots__ = ("_closer", "_numbers", "_spans")
+
+    _closer: Closer | None
+
+    def __init__(self, fds: Sequence[int] = ()) -> None:
         self._numbers = fds
         # What is taken out of the iterator is forgotten. A negative errno in
         # the place of a descriptor owns nothing, and closerange() would take
         # it for a range that begins at 0.
         self._spans = iter([(fd, fd + 1) for fd in fds if fd >= 0])
+        self._closer = None
 
-    __init__ = own
+    def keep(self) -> None:
+        """Be the only owner: close them, with a ResourceWarning, if this is dropped."""
+        if self._numbers:
+            self._closer = Closer(deque, starmap(os.closerange, self._spans), 0)
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -54,11 +66,16 @@ class Owned:
         """Leave them to somebody else."""
         deque(self._spans, maxlen=0)
 
+    def take_back(self, fds: Sequence[int]) -> None:
+        """Own again what was forgotten."""
+        self._numbers = fds
+        self._spans = iter([(fd, fd + 1) for fd in fds])
+        self.keep()
+
     def __del__(self) -> None:
-        # If a signal handler raises in here, Python drops the exception, and
-        # what is not closed by then stays open. Pure Python cannot help that.
-        fds = self.fds
-        if self.warns and fds:
+        # If a signal handler raises in here, Python drops the exception and
+        # the warning with it. The closer, which is dropped next, still closes.
+        if self._closer is not None and (fds := self.fds):
             self.close()
             warnings.warn(f"unclosed descriptors of a peercred Message: {fds}", ResourceWarning, 2, source=self)
 
