@@ -67,7 +67,8 @@ class Owned:
         deque(self._spans, maxlen=0)
 
     def take_back(self, fds: Sequence[int]) -> None:
-        """Own again what was forgotten."""
+        """Own again what was forgotten, if it was."""
+        self.forget()
         self._numbers = fds
         self._spans = iter([(fd, fd + 1) for fd in fds])
         self.keep()
@@ -75,7 +76,8 @@ class Owned:
     def __del__(self) -> None:
         # If a signal handler raises in here, Python drops the exception and
         # the warning with it. The closer, which is dropped next, still closes.
-        if self._closer is not None and (fds := self.fds):
+        # (There is none if a handler raised in the constructor.)
+        if getattr(self, "_closer", None) is not None and (fds := self.fds):
             self.close()
             warnings.warn(f"unclosed descriptors of a peercred Message: {fds}", ResourceWarning, 2, source=self)
 

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator
 from functools import partial
@@ -370,15 +371,18 @@ def storm(case: Case) -> int:
         inside += frame is not None
         raise Interrupted
 
+    sys.settrace(None)  # what measures coverage has locks, which an exception in its code would leave locked
     signal.signal(signal.SIGALRM, handler)
-    moments = random.Random(0)
-    for _ in range(200 * INTERRUPTIONS):
+    moments, duration = random.Random(0), 1e-4
+    for _ in range(30 * INTERRUPTIONS):
         if inside >= INTERRUPTIONS:
             break
         with prepared(case) as (table, function):
             try:
-                signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, 1e-4))
+                signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, max(duration, 1e-5)))
+                start = time.perf_counter()
                 function()
+                duration = 1.5 * (time.perf_counter() - start)  # longer if something else traces
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 # Nothing is sent, but Python looks for what has come already.
                 signal.pthread_kill(threading.get_ident(), 0)
