@@ -85,6 +85,6 @@ def _unwrap(conn: Any, error: AttributeError) -> Any:
         raise OSError(EBADF, f"{type(conn).__name__!r} object has no descriptor: is it closed? ({own})") from own
     raise TypeError(
         f"{type(conn).__name__!r} object is not a connection: pass a socket, its int descriptor, or an asyncio "
-        "transport or StreamWriter (of a trio stream, stream.socket; of an anyio stream, "
-        "stream.extra(SocketAttribute.raw_socket))"
+        "transport or StreamWriter. An ASGI scope, a Request, a WSGI environ and a StreamReader hold no connection. "
+        "See 'Where is the connection?' in peercred's README"
     )

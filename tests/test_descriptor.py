@@ -7,10 +7,12 @@ import enum
 import errno
 import multiprocessing
 import os
+import re
 import socket
 from unittest.mock import MagicMock
 
 import pytest
+from readme import section
 
 import peercred
 
@@ -93,11 +95,20 @@ def test_other_types_are_refused(conn):
             function(conn)
 
 
-@pytest.mark.parametrize("words", ["int descriptor", "asyncio", "trio stream, stream.socket", "raw_socket"])
-def test_type_error_names_the_remedy(words):
-    """The message says what to pass instead, of trio and anyio too."""
-    with pytest.raises(TypeError, match=words):
-        peercred.read(None)
+def test_type_error_names_the_remedy():
+    """What holds no connection is told what to pass, and which section of the README says where to find it."""
+
+    async def stream_reader():
+        return asyncio.StreamReader()
+
+    scope = {"type": "http", "client": None, "server": ("app.sock", None)}
+    environ = {"wsgi.version": (1, 0), "REMOTE_ADDR": ""}
+    for conn in (scope, environ, asyncio.run(stream_reader()), None):
+        with pytest.raises(TypeError) as caught:
+            peercred.read(conn)
+        message = str(caught.value)
+        assert message.startswith(f"{type(conn).__name__!r} object is not a connection: pass a socket")
+        assert section(re.search("'([^']*)' in peercred's README", message)[1])
 
 
 def test_transport_without_a_socket_is_not_open():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import doctest
+import errno
 import os
 import re
 import shutil
 import socket
 import sys
-from pathlib import Path
 
 import pytest
 from peers import (
@@ -23,33 +23,33 @@ from peers import (
     needs_pidfd,
     needs_root,
     on_a_terminal,
+    outcome,
     stranger_with,
 )
+from readme import README, blocks, example, section
 
 import peercred
 from peercred._command.output import COLUMNS
 
-FILE = Path(__file__).parent.parent / "README.md"
-if not FILE.exists():
-    pytest.skip("needs README.md, beside the tests' directory", allow_module_level=True)
-README = FILE.read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-
-
-def blocks(language: str) -> list[str]:
-    return [text for kind, text in BLOCKS if kind == language]
+SERVER = example("server.accept()")
+ASYNCIO = SERVER[: SERVER.index("pathlib.Path")] + example("start_unix_server")  # with `allowed` of the first example
 
 
 @needs_root
-def test_server(place):
-    """The server on the first screen welcomes its own user, and no one else, root neither."""
+@pytest.mark.parametrize("code", [SERVER, ASYNCIO], ids=["plain", "asyncio"])
+def test_server(place, code):
+    """A server of user 1001: its file keeps others out; once that is open, its list does, root too."""
     os.chmod(place, 0o777)
     path = str(place / "door.sock")
+    code = compile(code, "README.md", "exec")
 
     def serve():
+        import asyncio  # noqa: F401, while this process may read the standard library
+
+        os.umask(0)
         os.chdir(place)
         become(uid=1001, gid=1001)
-        exec(compile(blocks("python")[0], "README.md", "exec"), {})
+        exec(code, {})
 
     def visit(uid):
         become(uid=uid, gid=uid)
@@ -59,15 +59,46 @@ def test_server(place):
     with Child(serve) as server:
         with connect_soon(path, server) as sock:
             assert sock.recv(100) == b""
+        assert call(lambda: outcome(visit, 1002)) == (PermissionError, errno.EACCES)
         os.chmod(path, 0o666)
         answers = {uid: call(lambda uid=uid: visit(uid)) for uid in (1001, 1002, 0)}
         server.kill()
     assert answers == {1001: b"welcome, 1001\n", 1002: b"", 0: b""}
 
 
+@pytest.mark.parametrize("code", [SERVER, ASYNCIO], ids=["plain", "asyncio"])
+def test_server_starts_again(place, code):
+    """The file of a former run is in nobody's way."""
+    path = str(place / "door.sock")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+    code = compile(code, "README.md", "exec")
+
+    def serve():
+        os.chdir(place)
+        exec(code, {})
+
+    with Child(serve) as server:
+        with connect_soon(path, server) as sock:
+            assert sock.recv(100) == b"welcome, %d\n" % os.geteuid()
+        server.kill()
+
+
+@pytest.mark.skipif(not hasattr(peercred.AllowList, "permits"), reason="needs AllowList.permits, which is to come")
+def test_testing():
+    """`permits` decides as README says, and a socketpair's peer has one's own ids."""
+    (call,) = re.findall(r"`(allowed\.permits\(.*\))`", section("Testing your own server"))
+    for gids, expected in (({27}, True), ({1001}, True), ({28}, False)):
+        allowed = peercred.AllowList(uids={0, 1000}, gids=gids)
+        assert eval(call, {"allowed": allowed, "peercred": peercred}) is expected
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert peercred.read(ours) == peercred.Cred(os.getpid(), os.geteuid(), os.getegid())
+
+
 def program(conn):
     names = {}
-    exec(compile(blocks("python")[1], "README.md", "exec"), names)
+    exec(compile(example("def program(conn)"), "README.md", "exec"), names)
     return names["program"](conn)
 
 
@@ -176,7 +207,8 @@ def test_messages(place):
         become(uid=1001, gid=1001)
         os.dup2(output_end, 1)
         exec(
-            compile(blocks("python")[2], "README.md", "exec"), {"print": lambda text, flush: os.write(1, text.encode())}
+            compile(example("messages.receive"), "README.md", "exec"),
+            {"print": lambda text, flush: os.write(1, text.encode())},
         )
 
     def send(uid):
