@@ -169,11 +169,12 @@ def connect(address: str | bytes, kind: int = socket.SOCK_STREAM) -> socket.sock
 
 def connect_soon(path: str, server: Child, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """A connection to a server that may not be listening yet, but must not have ended."""
-    while True:
+    for _ in range(6000):
         assert os.waitpid(server.pid, os.WNOHANG) == (0, 0), "the server has ended"
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
             return connect(path, kind)
         time.sleep(0.01)
+    raise TimeoutError(f"nobody listens at {path}")
 
 
 def exec_cat(sock: socket.socket) -> None:

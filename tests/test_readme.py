@@ -84,7 +84,6 @@ def test_server_starts_again(place, code):
         server.kill()
 
 
-@pytest.mark.skipif(not hasattr(peercred.AllowList, "permits"), reason="needs AllowList.permits, which is to come")
 def test_testing():
     """`permits` decides as README says, and a socketpair's peer has one's own ids."""
     (call,) = re.findall(r"`(allowed\.permits\(.*\))`", section("Testing your own server"))
