@@ -50,11 +50,11 @@ _SOL_SOCKET, _CLOEXEC, _CTRUNC = lib.SOL_SOCKET, lib.MSG_CMSG_CLOEXEC, lib.MSG_C
 _SCM_CREDENTIALS, _SCM_SECURITY = lib.SCM_CREDENTIALS, lib.SCM_SECURITY
 _SCM_PIDFD, _SCM_RIGHTS = lib.SCM_PIDFD, lib.SCM_RIGHTS
 
+# Those that enable() cannot do without.
 _OPTIONS = {
     "SO_PASSCRED": (_CREDS, lib.SO_PASSCRED),
     "SO_PASSPIDFD": (_PIDFD, lib.SO_PASSPIDFD),
     "SO_PASSSEC": (_LABEL, lib.SO_PASSSEC),
-    "SO_PASSRIGHTS": (_FDS, lib.SO_PASSRIGHTS),
 }
 
 # A third of the time of the frozen dataclass's __init__. A field that is not

@@ -187,6 +187,7 @@ def test_pid_of_nought_with_ids_is_somebody(run, ids):
     assert f"cred=Cred(pid=None, uid={ids[0]}, gid={ids[1]})" in answer
 
 
+@needs_pidfd
 @pytest.mark.parametrize(
     ("number", "error"),
     [
@@ -239,6 +240,7 @@ def test_enable_is_all_or_nothing(run, number, error):
     assert state == "0 1"
     assert answer.startswith(error)
     assert "SO_PASSPIDFD" in answer
+    assert "SO_PASSRIGHTS" not in answer  # which nobody needs
 
 
 def test_kernel_without_pidfds(run):
