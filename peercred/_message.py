@@ -70,10 +70,10 @@ class Message:
 
     def detach_pidfd(self) -> int | None:
         """Hand over the pidfd: from now on, to close it is up to you alone."""
-        fds = self._pidfd.fds
+        fds, pidfd = self._pidfd.fds, self.pidfd
         try:
             self._pidfd.forget()
-            return fds[0] if fds else None
+            return pidfd
         except BaseException:  # a signal handler's, before the caller has it
             self._pidfd.take_back(fds)
             raise

@@ -352,7 +352,7 @@ def test_terminal_is_aligned(server):
     """Values stand in one column, and there are no escape sequences."""
     output, status = on_a_terminal([*COMMAND, as_argument(server.getsockname().decode())])
     assert status == 0
-    lines = output.splitlines()[1:]
+    lines = output.splitlines()[1:9]  # a hint follows if the tests are process 1, as in a container
     assert len(lines) == 8
     for line in lines:
         assert re.fullmatch(r"[a-z]+: +[^ ].*", line)

@@ -171,6 +171,7 @@ def test_output_of_the_command(server):
     name = "@" + server.getsockname()[1:].decode()
     real_first, *real = main_on_a_terminal(name)
     assert real_first == first.replace(path, name)
+    real = real[: len(shown)]  # a hint follows if the tests are process 1, as in a container
     assert [re.match(r"\w+: +", line)[0] for line in real] == [re.match(r"\w+: +", line)[0] for line in shown]
 
 
