@@ -1,7 +1,6 @@
 """The answer: Cred."""
 
-from __future__ import annotations
-
+# Without `annotations` of __future__: of strings, dataclasses would import re.
 from dataclasses import dataclass
 
 PID_MAX = 2**31 - 1
