@@ -277,11 +277,11 @@ static struct peer peercred_and_groups(int fd, gid_t *gids, int count)
     if (own < 0)
         return peer;
     peer.groups = number_of_groups(ask(own, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
-#ifdef Py_PYTHON_H /* PyPy has released it */
+#if defined(Py_PYTHON_H) && !defined(PYPY_VERSION) /* PyPy has released it */
     PyThreadState *state = PyEval_SaveThread();
 #endif
     close(own);
-#ifdef Py_PYTHON_H
+#if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
     PyEval_RestoreThread(state);
 #endif
     return peer;
