@@ -1,4 +1,7 @@
-"""Around every test: no descriptor and no child process is left behind. And, for CI, no test is skipped."""
+"""Around every test: no descriptor and no child process is left behind.
+
+Options: --no-skips, for CI, and --effort, for a long search.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,27 @@ from peercred import messages
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a test that is skipped fails")
+    parser.addoption("--effort", type=int, default=1, metavar="N", help="N times the usual attempts to find a fault")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        import hypothesis
+    except ImportError:  # the tests that need it are skipped
+        return
+    effort = config.getoption("--effort")
+    # The usual run is the same each time: if it fails, the change did it. A
+    # longer one looks elsewhere each time.
+    hypothesis.settings.register_profile(
+        "peercred", max_examples=100 * effort, derandomize=effort == 1, deadline=None, database=None, print_blob=True
+    )
+    hypothesis.settings.load_profile("peercred")
+
+
+@pytest.fixture
+def effort(request: pytest.FixtureRequest) -> int:
+    """How many times the usual number of attempts a test shall make that searches for faults."""
+    return request.config.getoption("--effort")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -65,7 +89,8 @@ def open_descriptors() -> dict[str, str]:
 def _nothing_left() -> Iterator[None]:
     before = open_descriptors()
     yield
-    gc.collect()
+    if open_descriptors() != before:
+        gc.collect()  # what a reference cycle holds is not lost
     assert open_descriptors() == before
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)

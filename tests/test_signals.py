@@ -32,8 +32,6 @@ from peercred._libc import lib
 pytestmark = needs_pidfd
 
 PACKAGE = str(Path(peercred.__file__).parent)
-# How many real interruptions each storm makes. More of them meet rarer moments.
-INTERRUPTIONS = int(os.environ.get("PEERCRED_INTERRUPTIONS", "300"))
 
 # Where no handler can run, and nothing is raised. Python runs handlers where a
 # call ends, where a function begins and where a loop goes back. An int that is
@@ -360,7 +358,7 @@ def test_raised_at_each_bytecode(case, seen):
     assert bytecode > 25
 
 
-def storm(case: Case) -> int:
+def storm(case: Case, interruptions: int) -> int:
     """Raise from real timers, one at a time, in the course of the call: how often was that inside of the package?"""
     inside = 0
 
@@ -374,8 +372,8 @@ def storm(case: Case) -> int:
     sys.settrace(None)  # what measures coverage has locks, which an exception in its code would leave locked
     signal.signal(signal.SIGALRM, handler)
     moments, duration = random.Random(0), 1e-4
-    for _ in range(30 * INTERRUPTIONS):
-        if inside >= INTERRUPTIONS:
+    for _ in range(30 * interruptions):
+        if inside >= interruptions:
             break
         with prepared(case) as (table, function):
             try:
@@ -395,7 +393,7 @@ STORMS = ("receive some, and strays", "close", "drop", "open_pidfd")
 
 
 @pytest.mark.parametrize("name", STORMS)
-def test_real_timers(name, seen):
+def test_real_timers(name, seen, effort):
     """The same, in a process of its own."""
-    inside = call(partial(storm, CASES[name]))
+    inside = call(partial(storm, CASES[name], 300 * effort))
     assert inside > 0
