@@ -1,6 +1,7 @@
-"""Around every test: no descriptor and no child process is left behind.
+"""Around every test: a deadline, and nothing that is left behind.
 
-Options: --no-skips, for CI, and --effort, for a long search.
+No descriptor and no child process may be left behind. Options: --no-skips, for
+CI, and --effort, for a long search.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
+from peers import DEADLINE, Child, become, connect, open_descriptors
 
 from peercred import messages
+
+Ids: TypeAlias = int | tuple[int, int, int]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def effort(request: pytest.FixtureRequest) -> int:
-    """How many times the usual number of attempts a test shall make that searches for faults."""
+    """How many times the usual attempts a test makes that searches for faults."""
     return request.config.getoption("--effort")
 
 
@@ -56,7 +62,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(autouse=True, scope="session")
 def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The tests run in an empty directory, where a subprocess finds the installed package and not the source tree."""
+    """The tests run in an empty directory.
+
+    There a subprocess finds the installed package and not the source tree.
+    """
     before = os.getcwd()
     os.chdir(tmp_path_factory.mktemp("empty"))
     yield
@@ -65,7 +74,10 @@ def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _signals() -> Iterator[None]:
-    """Signals do what they do by default, also where a script has started the tests in its background, or nohup has."""
+    """Signals do what they do by default.
+
+    A script that runs the tests in its background, and nohup, change that.
+    """
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
         signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
@@ -75,18 +87,39 @@ def _signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def open_descriptors() -> dict[str, str]:
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[name] = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:  # the one that listed the directory
-            continue
-    return found
+def children() -> list[int]:
+    """The child processes of this one, if the kernel lists them."""
+    try:
+        files = [file.read_text() for file in Path("/proc/self/task").glob("*/children")]
+    except OSError:
+        return []
+    return [int(pid) for pid in " ".join(files).split()]
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
+def _deadline(effort: int) -> Iterator[None]:
+    """A test that hangs fails: a TimeoutError shows where it waits.
+
+    Its child processes are killed, because something may wait for them while
+    the exception is on its way. It is raised again each second, because
+    something else may.
+    """
+
+    def expired(*_: object) -> None:
+        for pid in children():
+            os.kill(pid, signal.SIGKILL)
+        raise TimeoutError("the test waits for something that does not happen")
+
+    previous = signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, DEADLINE * effort, 1)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(_deadline: None) -> Iterator[None]:
+    """Every descriptor is closed, and every child process reaped."""
     before = open_descriptors()
     yield
     if open_descriptors() != before:
@@ -98,7 +131,10 @@ def _nothing_left() -> Iterator[None]:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that processes of every user can reach into; tmp_path is its owner's alone."""
+    """A directory that processes of every user can reach into.
+
+    tmp_path is its owner's alone.
+    """
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o755)
         yield Path(name)
@@ -112,7 +148,10 @@ def kind(request: pytest.FixtureRequest) -> socket.SocketKind:
 
 @pytest.fixture(params=["path", "abstract", "autobound"])
 def listener(request: pytest.FixtureRequest, kind: socket.SocketKind, place: Path) -> Iterator[socket.socket]:
-    """A listening socket of each type, at each kind of address, that every user may connect to."""
+    """A listening socket of each type, at each kind of address.
+
+    Every user may connect to it.
+    """
     address = {"path": str(place / "socket"), "abstract": f"\0{place}", "autobound": ""}[request.param]
     with socket.socket(socket.AF_UNIX, kind) as server:
         server.bind(address)
@@ -131,8 +170,41 @@ def server() -> Iterator[socket.socket]:
         yield server
 
 
+PeerAs: TypeAlias = Callable[..., AbstractContextManager[tuple[Child, socket.socket]]]
+
+
+@pytest.fixture
+def peer_as(server: socket.socket) -> PeerAs:
+    """A function that makes a process with these ids connect to `server`.
+
+    It is a context manager, which gives the process and the accepted
+    connection. Each of uid and gid is one for all, or real, effective and
+    saved. Without ids, the process keeps its own.
+    """
+
+    @contextmanager
+    def peer_as(
+        uid: Ids | None = None,
+        gid: Ids = 2001,
+        groups: tuple[int, ...] = (),
+        listener: socket.socket = server,
+    ) -> Iterator[tuple[Child, socket.socket]]:
+        def client() -> int:
+            if uid is not None:
+                become(uid=uid, gid=gid, groups=groups)
+            return connect(listener.getsockname(), listener.type).detach()
+
+        with Child(client) as child:
+            child.result()
+            with listener.accept()[0] as conn:
+                yield child, conn
+
+    return peer_as
+
+
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connected pair of stream sockets, which this process has made."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
@@ -140,7 +212,10 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture(params=["stream", "seqpacket", "datagram"])
 def ends(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A receiver that has enabled nothing yet, and a sender, of each type of Unix socket."""
+    """A receiver that has enabled nothing yet, and a sender.
+
+    They are of each type of Unix socket.
+    """
     kinds = {"stream": socket.SOCK_STREAM, "seqpacket": socket.SOCK_SEQPACKET, "datagram": socket.SOCK_DGRAM}
     receiver, sender = socket.socketpair(socket.AF_UNIX, kinds[request.param])
     with receiver, sender:
@@ -158,7 +233,10 @@ def datagrams() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture(scope="session")
 def preloadable(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Compiles what LD_PRELOAD puts below the package: a libc that answers what no kernel here does."""
+    """Compiles what LD_PRELOAD puts below the package.
+
+    With it, libc answers what no kernel here does.
+    """
 
     def compile_library(source: str) -> Path:
         compiler = shutil.which(os.environ.get("CC", "cc"))

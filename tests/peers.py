@@ -1,27 +1,59 @@
-"""Real peers for the tests: forked processes, with ids and namespaces of their own, and what /proc says of them."""
+"""What several test files need: real peers, what the kernel says, and marks.
+
+A peer is a forked process, with ids and namespaces of its own. The numbers of
+socket options stand here too, where the standard library has no name for them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import pickle
 import pty
 import re
+import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import peercred
 from peercred import Cred
-from peercred._libc import lib
+
+# What a test may take, in seconds. conftest.py ends it then, with a traceback.
+DEADLINE = 120
+
+# From <asm/socket.h> of each architecture in Linux itself.
+OPTIONS = (
+    "SOL_SOCKET", "SO_PASSCRED", "SO_PEERCRED", "SO_PEERSEC", "SO_PASSSEC",
+    "SO_PEERGROUPS", "SO_PASSPIDFD", "SO_PEERPIDFD", "SO_PASSRIGHTS",
+)  # fmt: skip
+OPTION_NUMBERS = {
+    "most": (1, 16, 17, 31, 34, 59, 76, 77, 83),
+    "powerpc": (1, 20, 21, 31, 34, 59, 76, 77, 83),
+    "mips": (0xFFFF, 17, 18, 30, 34, 59, 76, 77, 83),
+    "parisc": (0xFFFF, 0x4010, 0x4011, 0x401D, 0x401E, 0x4034, 0x404A, 0x404B, 0x4051),
+    "sparc": (0xFFFF, 2, 0x40, 30, 31, 61, 85, 86, 0x5C),
+}
+# This machine's, of those that the standard library does not name. They are the
+# common ones on all architectures but two.
+SO_PEERGROUPS, SO_PASSPIDFD, SO_PEERPIDFD, SO_PASSRIGHTS = OPTION_NUMBERS[
+    next((name for name in ("parisc", "sparc") if os.uname().machine.startswith(name)), "most")
+][5:]
+SCM_SECURITY, SCM_PIDFD = 3, 4
+
+# The functions that ask for one answer each.
+SISTERS = [peercred.read, peercred.read_groups, peercred.read_label, peercred.open_pidfd]
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make processes of other users")
 needs_pidfd_open = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs os.pidfd_open, which PyPy lacks")
@@ -35,15 +67,21 @@ needs_ipv6 = pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason
 
 
 class Child:
-    """A forked process that calls `function`, hands over what it returns, and lives on until closed."""
+    """A forked process, which calls `function` and hands over what it returns.
+
+    It lives on until it is closed, but not longer than the test's deadline.
+    """
 
     def __init__(self, function: Callable[[], Any]) -> None:
         result, result_end = os.pipe()
         stop, self._stop = os.pipe()
+        left = signal.getitimer(signal.ITIMER_REAL)[0]  # a child inherits no timer
         self.pid = os.fork()
         if self.pid == 0:
             status = 1
             try:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.setitimer(signal.ITIMER_REAL, left or DEADLINE)
                 try:
                     outcome = (function(), None)
                     status = 0
@@ -66,7 +104,10 @@ class Child:
         return value
 
     def status(self, key: str) -> list[int]:
-        """The numbers of a line of /proc/<pid>/status; of Uid: real, effective, saved, file system."""
+        """The numbers in a line of /proc/<pid>/status.
+
+        For Uid and Gid: real, effective, saved, file system.
+        """
         return proc_status(self.pid, key)
 
     def end(self) -> None:
@@ -86,7 +127,7 @@ class Child:
         self._alive = False
 
     def kill(self) -> None:
-        """End it by force, for it would not end by itself."""
+        """End it by force, because it would not end by itself."""
         self._alive = False
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
@@ -114,7 +155,10 @@ def call(function: Callable[[], Any]) -> Any:
 
 
 def outcome(function: Callable[..., Any], *args: Any) -> Any:
-    """What it returns, or the type and errno of the OSError that it raises: fit to be handed over."""
+    """What it returns, or the type and errno of the OSError that it raises.
+
+    Both can be handed over from a child.
+    """
     try:
         return function(*args)
     except OSError as error:
@@ -133,16 +177,106 @@ def own() -> Cred:
     return Cred(os.getpid(), os.getuid(), os.getgid())
 
 
+def own_effective() -> Cred:
+    """This process, by its effective ids."""
+    return Cred(os.getpid(), os.geteuid(), os.getegid())
+
+
+def raw(sock: socket.socket) -> tuple[int, int, int]:
+    """SO_PEERCRED's bytes, as the standard library gets them."""
+    return struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+
+
+def enabled(sock: socket.socket) -> set[str]:
+    """What comes with messages that arrive here, as the kernel says."""
+    options = {"creds": socket.SO_PASSCRED, "pidfd": SO_PASSPIDFD, "label": socket.SO_PASSSEC}
+    asked = {name: outcome(sock.getsockopt, socket.SOL_SOCKET, option) for name, option in options.items()}
+    return {name for name, on in asked.items() if on not in (0, (OSError, errno.ENOPROTOOPT))}
+
+
+def overflow_ids() -> tuple[int, int]:
+    """What a uid and a gid without a mapping read as."""
+    uid, gid = (int(Path(f"/proc/sys/kernel/overflow{kind}").read_text()) for kind in ("uid", "gid"))
+    return uid, gid
+
+
+def open_descriptors() -> dict[str, str]:
+    """Each open descriptor of this process, and what it refers to."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that lists the directory
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def fill_table() -> list[int]:
+    """Take every descriptor up to a limit of 64: those that were taken."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    taken = []
+    while isinstance(fd := outcome(os.dup, 0), int):
+        taken.append(fd)
+    return taken
+
+
+def attach(sock: socket.socket, data: bytes, number: int, file: str = os.devnull) -> None:
+    """Send descriptors of a file as other programs do: by the standard library."""
+    with open(file) as opened:
+        socket.send_fds(sock, [data], [opened.fileno()] * number)
+
+
+def assert_refused(sock: socket.socket, number: int, words: str) -> None:
+    """Each of the four functions raises a NoPeerError with this errno.
+
+    Their messages have these words, and are the same.
+    """
+    said = set()
+    for function in SISTERS:
+        for conn in (sock, sock.fileno()):
+            with pytest.raises(peercred.NoPeerError, match=words) as caught:
+                function(conn)
+            assert isinstance(caught.value, OSError)
+            assert caught.value.errno == number
+            said.add(str(caught.value))
+    assert len(said) == 1
+
+
+def run_python(program: str, *arguments: str, env: dict[str, str] | None = None) -> str:
+    """What a Python program of its own prints, with more in its environment."""
+    command = [sys.executable, "-c", program, *arguments]
+    env = {**os.environ, **(env or {})}
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+
+
+@contextlib.contextmanager
+def interrupted_by(handler: Callable[..., object], after: float, interval: float = 0) -> Iterator[None]:
+    """Run `handler` at SIGALRM, once or again and again.
+
+    The test's own deadline, which is a SIGALRM too, starts anew afterwards.
+    """
+    left, _ = signal.getitimer(signal.ITIMER_REAL)
+    previous = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, after, interval)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_REAL, left, 1)
+
+
 def fdinfo(fd: int) -> int:
+    """The pid that a pidfd refers to, -1 if that process is gone."""
     return int(re.search(r"^Pid:\s*(-?\d+)$", Path(f"/proc/self/fdinfo/{fd}").read_text(), re.MULTILINE)[1])
 
 
 def identity(fd: int) -> tuple[int, int]:
+    """Two descriptors of one file, or two pidfds of one process, have the same."""
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
 
 
 def own_identity(pid: int) -> tuple[int, int]:
+    """The identity of a pidfd that is opened by pid, while the process lives."""
     fd = os.pidfd_open(pid)
     try:
         return identity(fd)
@@ -151,13 +285,14 @@ def own_identity(pid: int) -> tuple[int, int]:
 
 
 def become(*, uid: int | tuple[int, int, int], gid: int | tuple[int, int, int], groups: tuple[int, ...] = ()) -> None:
-    """Take ids on: one for all, or real, effective and saved."""
+    """Take on ids: one for all, or real, effective and saved."""
     os.setgroups(groups)
     os.setresgid(*((gid,) * 3 if isinstance(gid, int) else gid))
     os.setresuid(*((uid,) * 3 if isinstance(uid, int) else uid))
 
 
 def connect(address: str | bytes, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """A Unix socket that is connected to an address."""
     client = socket.socket(socket.AF_UNIX, kind)
     try:
         client.connect(address)
@@ -168,7 +303,10 @@ def connect(address: str | bytes, kind: int = socket.SOCK_STREAM) -> socket.sock
 
 
 def connect_soon(path: str, server: Child, kind: int = socket.SOCK_STREAM) -> socket.socket:
-    """A connection to a server that may not be listening yet, but must not have ended."""
+    """A connection to a server that may not be listening yet.
+
+    It must not have ended, though.
+    """
     for _ in range(6000):
         assert os.waitpid(server.pid, os.WNOHANG) == (0, 0), "the server has ended"
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
@@ -197,7 +335,10 @@ def unshare(flags: int) -> None:
 
 
 def in_pid_namespace(function: Callable[[], Any]) -> Any:
-    """What `function` returns as process 1 of a new PID namespace, with a /proc of its own."""
+    """What `function` returns as process 1 of a new PID namespace.
+
+    It has a /proc of its own.
+    """
 
     def first() -> Any:
         for source, target, kind, flags in ((None, b"/", None, MS_REC | MS_PRIVATE), (b"proc", b"/proc", b"proc", 0)):
@@ -218,7 +359,10 @@ def bind_mount(source: Path, target: Path) -> None:
 
 
 def in_user_namespace(mapping: str, function: Callable[[], Any]) -> Any:
-    """What `function` returns in a user namespace, where ids are mapped so; as root."""
+    """What `function` returns in a user namespace with this mapping of ids.
+
+    Only root can write such a mapping.
+    """
     asked, ask = os.pipe()
     mapped, has_mapped = os.pipe()
 
@@ -242,7 +386,10 @@ def in_user_namespace(mapping: str, function: Callable[[], Any]) -> Any:
 
 
 def stranger_with(pid: int) -> Child:
-    """Another process with the number of one that was reaped, in a PID namespace where nobody else takes numbers."""
+    """Another process with the number of one that was reaped.
+
+    Use it in a PID namespace, where nobody else takes numbers.
+    """
     Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
     stranger = Child(lambda: None)
     assert stranger.pid == pid
@@ -251,10 +398,11 @@ def stranger_with(pid: int) -> Child:
 
 
 def kernel_has_pidfd() -> bool:
+    """Whether there is SO_PEERPIDFD."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         try:
-            value = ours.getsockopt(socket.SOL_SOCKET, lib.SO_PEERPIDFD, 4)
+            value = ours.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
         except OSError:
             return False
         os.close(int.from_bytes(value, sys.byteorder))
@@ -265,9 +413,10 @@ needs_pidfd = pytest.mark.skipif(not kernel_has_pidfd(), reason="needs Linux 6.5
 
 
 def kernel_has_passrights() -> bool:
+    """Whether there is SO_PASSRIGHTS, which is on by default."""
     with socket.socket(socket.AF_UNIX) as sock:
         try:
-            return bool(sock.getsockopt(socket.SOL_SOCKET, lib.SO_PASSRIGHTS))
+            return bool(sock.getsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS))
         except OSError:
             return False
 

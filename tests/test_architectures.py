@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from peers import OPTION_NUMBERS, OPTIONS
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [
@@ -17,18 +18,6 @@ pytestmark = [
     pytest.mark.skipif(find_spec("hatchling") is None, reason="needs hatchling, to import build_ffi"),
 ]
 
-# From the headers of each architecture in Linux itself.
-NAMES = (
-    "SOL_SOCKET", "SO_PASSCRED", "SO_PEERCRED", "SO_PEERSEC", "SO_PASSSEC",
-    "SO_PEERGROUPS", "SO_PASSPIDFD", "SO_PEERPIDFD", "SO_PASSRIGHTS",
-)  # fmt: skip
-NUMBERS = {
-    "most": (1, 16, 17, 31, 34, 59, 76, 77, 83),
-    "powerpc": (1, 20, 21, 31, 34, 59, 76, 77, 83),
-    "mips": (0xFFFF, 17, 18, 30, 34, 59, 76, 77, 83),
-    "parisc": (0xFFFF, 0x4010, 0x4011, 0x401D, 0x401E, 0x4034, 0x404A, 0x404B, 0x4051),
-    "sparc": (0xFFFF, 2, 0x40, 30, 31, 61, 85, 86, 0x5C),
-}
 EVERYWHERE = {"SCM_CREDENTIALS": 2, "SCM_SECURITY": 3, "SCM_PIDFD": 4}
 COMPILERS = {
     "musl-gcc": "most",
@@ -63,7 +52,7 @@ def surface():
 
 
 def expected(names, architecture):
-    numbers = {**dict(zip(NAMES, NUMBERS[architecture], strict=True)), **EVERYWHERE}
+    numbers = {**dict(zip(OPTIONS, OPTION_NUMBERS[architecture], strict=True)), **EVERYWHERE}
     found = {name: number for name, number in numbers.items() if name in names}
     assert len(found) >= 9
     return found

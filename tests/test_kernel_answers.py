@@ -12,8 +12,7 @@ import subprocess
 import sys
 
 import pytest
-
-from peercred._libc import lib
+from peers import SO_PEERGROUPS, SO_PEERPIDFD
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -126,7 +125,7 @@ def test_what_the_kernel_leaves_unwritten_is_nobody(ask):
 @pytest.mark.parametrize("length", [260, 2**18 + 4, 2**31 - 4, -4])
 def test_longer_than_the_buffer_is_refused(ask, length):
     """A length beyond the buffer's is not read on, into memory that is another's."""
-    assert ask("read_groups", lib.SO_PEERGROUPS, gids(1), length=length).startswith(f"OSError {errno.EPROTO} ")
+    assert ask("read_groups", SO_PEERGROUPS, gids(1), length=length).startswith(f"OSError {errno.EPROTO} ")
     assert ask("read_label", socket.SO_PEERSEC, b"label", length=length).startswith(f"OSError {errno.EPROTO} ")
 
 
@@ -156,7 +155,7 @@ def test_other_errors_come_out(ask, error):
 )
 def test_no_word_on_the_connection_is_no_permission(ask, function):
     """If it cannot be known whether the socket is connected, there is no answer, and no pidfd is left open."""
-    answer = ask(function, lib.SO_ACCEPTCONN, peername_errno=errno.EACCES)
+    answer = ask(function, socket.SO_ACCEPTCONN, peername_errno=errno.EACCES)
     assert answer.startswith(f"PermissionError {errno.EACCES} ")
 
 
@@ -167,7 +166,7 @@ def test_no_word_on_the_type_is_no_permission(ask, type_):
     assert answer.startswith(f"OSError {errno.EPROTO} ")
 
 
-@pytest.mark.parametrize("option", [socket.SO_DOMAIN, socket.SO_TYPE, lib.SO_ACCEPTCONN])
+@pytest.mark.parametrize("option", [socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_ACCEPTCONN])
 def test_no_word_on_why_there_is_no_peer(ask, option):
     """If the reason cannot be looked up, because the socket was closed meanwhile, say, there is still no peer."""
     answer = ask("read", option, error=errno.EBADF, connected=False)
@@ -182,20 +181,20 @@ def gids(*numbers):
 def test_groups_of_any_number(ask, count):
     """The kernel's order and duplicates, in one call or after growing."""
     numbers = [*range(2**32 - 2, 2**32 - 2 - count // 2, -1), *[5] * (count - count // 2)]
-    assert ask("read_groups", lib.SO_PEERGROUPS, gids(*numbers)) == repr(tuple(numbers))
+    assert ask("read_groups", SO_PEERGROUPS, gids(*numbers)) == repr(tuple(numbers))
 
 
 @pytest.mark.parametrize("length", [1, 3, 5, 7])
 def test_groups_of_odd_length_are_refused(ask, length):
     """Bytes that are no whole number of gids are no groups."""
-    assert ask("read_groups", lib.SO_PEERGROUPS, bytes(length)).startswith(f"OSError {errno.EPROTO} ")
+    assert ask("read_groups", SO_PEERGROUPS, bytes(length)).startswith(f"OSError {errno.EPROTO} ")
 
 
 @pytest.mark.parametrize("function", ["read_groups", "read_label"])
 @pytest.mark.parametrize("growth", [-4, 0, 4, 4096])
 def test_size_that_is_never_right_ends(ask, function, growth):
     """A size that changes with each call ends in an error or an answer, and not never."""
-    option = lib.SO_PEERGROUPS if function == "read_groups" else socket.SO_PEERSEC
+    option = SO_PEERGROUPS if function == "read_groups" else socket.SO_PEERSEC
     answer = ask(function, option, b"A" * 8192, growth=growth)
     assert answer.startswith(f"OSError {errno.ERANGE} ") == (growth > 0)
 
@@ -247,12 +246,12 @@ def test_pidfd_outcomes_are_three(ask):
         errno.EMFILE: f"OSError {errno.EMFILE} ",
     }
     for error, expected in kinds.items():
-        assert ask("open_pidfd", lib.SO_PEERPIDFD, error=error).startswith(expected)
+        assert ask("open_pidfd", SO_PEERPIDFD, error=error).startswith(expected)
 
 
 def test_old_kernel_without_a_peer(ask):
     """Where an old kernel would say "unsupported" of a socket that has no peer, the reason is the latter."""
-    for function, option in (("open_pidfd", lib.SO_PEERPIDFD), ("read_groups", lib.SO_PEERGROUPS)):
+    for function, option in (("open_pidfd", SO_PEERPIDFD), ("read_groups", SO_PEERGROUPS)):
         answer = ask(function, option, error=errno.ENOPROTOOPT, connected=False)
         assert answer.startswith(f"NoPeerError {errno.ENOTCONN} ")
 
@@ -260,14 +259,14 @@ def test_old_kernel_without_a_peer(ask):
 @pytest.mark.parametrize("length", [0, 1, 3])
 def test_pidfd_cut_off_is_refused(ask, length):
     """Fewer bytes than an int are no descriptor, and none is closed by mistake."""
-    assert ask("open_pidfd", lib.SO_PEERPIDFD, bytes(length)).startswith(f"OSError {errno.EPROTO} ")
+    assert ask("open_pidfd", SO_PEERPIDFD, bytes(length)).startswith(f"OSError {errno.EPROTO} ")
 
 
 def test_groups_are_asked_for_only_if_they_decide(ask):
     """With the uid listed, or no gids, a failure of SO_PEERGROUPS is none of an AllowList's business."""
 
     def require(**ids):
-        return ask(f"AllowList(**{ids}).require", lib.SO_PEERGROUPS, error=errno.ENOPROTOOPT)
+        return ask(f"AllowList(**{ids}).require", SO_PEERGROUPS, error=errno.ENOPROTOOPT)
 
     own, other = os.geteuid(), os.geteuid() + 1
     assert require(uids={own}, gids={other}).startswith("Cred(")
@@ -278,13 +277,13 @@ def test_groups_are_asked_for_only_if_they_decide(ask):
 @pytest.mark.parametrize("number", [-1, -24, -(2**31)])
 def test_negative_pidfd_is_refused(ask, number):
     """It is no descriptor."""
-    assert ask("open_pidfd", lib.SO_PEERPIDFD, struct.pack("i", number)).startswith(f"OSError {errno.EPROTO} ")
+    assert ask("open_pidfd", SO_PEERPIDFD, struct.pack("i", number)).startswith(f"OSError {errno.EPROTO} ")
 
 
 @pytest.mark.parametrize(("error", "alive"), [(errno.ENOPROTOOPT, None), (errno.EINVAL, False)])
 def test_command_without_a_pidfd(environment, error, alive):
     """The command names no program by pid alone, on kernels that have no pidfd, or none of a peer that is gone."""
-    env = environment(lib.SO_PEERPIDFD, error=error)
+    env = environment(SO_PEERPIDFD, error=error)
     result = subprocess.run([sys.executable, "-m", "peercred", "--json"], env=env, check=True, capture_output=True)
     peer = json.loads(result.stdout)
     assert (peer["program"], peer["command"], peer["alive"]) == (None, None, alive)
@@ -293,7 +292,7 @@ def test_command_without_a_pidfd(environment, error, alive):
 
 def test_command_that_gets_no_answer(environment):
     """Every other error ends the command with one line, and exit code 1."""
-    env = environment(lib.SO_PEERPIDFD, error=errno.EMFILE)
+    env = environment(SO_PEERPIDFD, error=errno.EMFILE)
     command = [sys.executable, "-m", "peercred", "--json"]
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, "")

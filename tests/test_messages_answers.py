@@ -10,9 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from peers import needs_pidfd
-
-from peercred._libc import lib
+from peers import SCM_PIDFD, SCM_SECURITY, SO_PASSPIDFD, needs_pidfd
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -155,13 +153,13 @@ LABELS = {
 def test_labels(run, form):
     """SELinux's and AppArmor's forms; an empty one is none."""
     payload, label = LABELS[form]
-    answer = run(*WHOLE, CONTROL=(CREDS + control(lib.SCM_SECURITY, payload)).hex())
+    answer = run(*WHOLE, CONTROL=(CREDS + control(SCM_SECURITY, payload)).hex())
     assert f"cred=Cred(pid=7, uid=8, gid=9), label={label}, flags=0" in answer
 
 
 def test_label_that_is_cut_off(run):
     """Part of a label is none, and an error."""
-    answer = run(*WHOLE, CONTROL=(CREDS + control(lib.SCM_SECURITY, b"y" * 5000)).hex())
+    answer = run(*WHOLE, CONTROL=(CREDS + control(SCM_SECURITY, b"y" * 5000)).hex())
     assert answer.startswith(f"OSError {errno.EMSGSIZE} ")
 
 
@@ -198,7 +196,7 @@ def test_pid_of_nought_with_ids_is_somebody(run, ids):
 )
 def test_no_pidfd_and_the_reason(run, number, error):
     """A negative payload is an errno: EINVAL of a reaped sender, from Linux 6.5 to 6.15."""
-    stamps = CREDS + control(lib.SCM_PIDFD, struct.pack("i", -number))
+    stamps = CREDS + control(SCM_PIDFD, struct.pack("i", -number))
     answer = run(
         "messages.enable(receiver, pidfd=True)",
         "message = messages.receive(receiver, 10)",
@@ -236,7 +234,7 @@ ENABLE = [
 )
 def test_enable_is_all_or_nothing(run, number, error):
     """Where one option is refused, the others are as they were, and the error names it."""
-    state, answer = run(*ENABLE, OPTION=int(lib.SO_PASSPIDFD), ERRNO=number).splitlines()
+    state, answer = run(*ENABLE, OPTION=SO_PASSPIDFD, ERRNO=number).splitlines()
     assert state == "0 1"
     assert answer.startswith(error)
     assert "SO_PASSPIDFD" in answer
@@ -250,7 +248,7 @@ def test_kernel_without_pidfds(run):
         "sender.send(b'y')",
         "messages.receive(receiver, 10)",
         "print(messages.receive(receiver, 10).cred.uid)",
-        NO_OPTION=int(lib.SO_PASSPIDFD),
+        NO_OPTION=SO_PASSPIDFD,
         ERRNO=errno.ENOPROTOOPT,
     )
     assert answer == str(os.getuid())
@@ -258,5 +256,5 @@ def test_kernel_without_pidfds(run):
 
 def test_options_that_cannot_be_asked(run):
     """Any other failure is an error: not knowing is not "off"."""
-    answer = run("messages.receive(receiver, 10)", NO_OPTION=int(lib.SO_PASSPIDFD), ERRNO=errno.EACCES)
+    answer = run("messages.receive(receiver, 10)", NO_OPTION=SO_PASSPIDFD, ERRNO=errno.EACCES)
     assert answer.startswith(f"PermissionError {errno.EACCES} ")

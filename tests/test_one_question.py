@@ -12,9 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from peers import needs_root
-
-from peercred._libc import lib
+from peers import SO_PEERGROUPS, needs_root
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -85,7 +83,7 @@ def test_socket_that_changes_during_the_call(shim, first, second, moment):
         **os.environ,
         "LD_PRELOAD": str(shim),
         "ORDER": f"{first}, {second}",
-        "SO_PEERGROUPS": str(lib.SO_PEERGROUPS),
+        "SO_PEERGROUPS": str(SO_PEERGROUPS),
     }
     if moment == "after":
         env["AFTER"] = "1"

@@ -23,11 +23,10 @@ from types import FrameType
 from typing import Any, TypeAlias
 
 import pytest
-from peers import call, needs_pidfd, outcome
+from peers import SO_PASSPIDFD, SO_PASSRIGHTS, call, needs_pidfd, outcome
 
 import peercred
 from peercred import messages
-from peercred._libc import lib
 
 pytestmark = needs_pidfd
 
@@ -215,7 +214,7 @@ def opening_a_pidfd(receiver, sender):
 
 def enabling(receiver, sender):
     """All options are as wanted, or all as before."""
-    numbers = socket.SO_PASSCRED, lib.SO_PASSPIDFD, lib.SO_PASSSEC, lib.SO_PASSRIGHTS
+    numbers = socket.SO_PASSCRED, SO_PASSPIDFD, socket.SO_PASSSEC, SO_PASSRIGHTS
     messages.enable(receiver)
     before = [outcome(receiver.getsockopt, socket.SOL_SOCKET, number) for number in numbers]
     assert before[:3] == [1, 0, 0]

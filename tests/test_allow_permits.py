@@ -1,0 +1,50 @@
+"""AllowList.permits(): the decision alone, without a connection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from peercred import AllowList, Cred
+
+OVERFLOW = {name: int(Path(f"/proc/sys/kernel/overflow{name}").read_text()) for name in ("uid", "gid")}
+
+
+PERMITTED = [
+    (AllowList(), Cred(1, 0, 0), (), False),
+    (AllowList(uids={0}), None, (), False),
+    (AllowList(uids={0}), Cred(1, 0, 5), (), True),
+    (AllowList(uids={0}), Cred(None, 0, 5), (), True),
+    (AllowList(uids={0}), Cred(1, 5, 0), (0,), False),
+    (AllowList(gids={0}), Cred(1, 0, 5), (), False),
+    (AllowList(gids={5}), Cred(1, 0, 5), (), True),
+    (AllowList(gids={5}), Cred(1, 5, 0), (4, 5), True),
+    (AllowList(gids={5}), Cred(1, 5, 0), iter([4, 5]), True),
+    (AllowList(gids={5}), Cred(1, 5, 0), {4, 6}, False),
+    (AllowList(gids=range(5, 10)), Cred(1, 5, 0), [9], True),
+    (AllowList(uids=range(2**32 - 1)), Cred(1, OVERFLOW["uid"], 0), (), False),
+    (AllowList(gids=range(2**32 - 1)), Cred(1, 0, OVERFLOW["gid"]), [OVERFLOW["gid"]], False),
+    (AllowList(gids=range(2**32 - 1)), Cred(1, 0, OVERFLOW["gid"]), [OVERFLOW["gid"], 4], True),
+]
+
+
+@pytest.mark.parametrize(("allowed", "cred", "groups", "expected"), PERMITTED)
+def test_permits(allowed, cred, groups, expected):
+    """The decision alone: by uid, primary gid or any of the groups; None is nobody, and an overflow id too."""
+    assert allowed.permits(cred, groups) is expected
+
+
+@pytest.mark.parametrize("cred", ["root", 0, (1, 0, 0), True, Mock(uid=0, gid=0)])
+def test_permits_a_cred_only(cred):
+    """Anything else that might have a uid is a mistake."""
+    with pytest.raises(TypeError, match=r"^cred must be a peercred\.Cred or None"):
+        AllowList(uids={0}, gids={0}).permits(cred)
+
+
+@pytest.mark.parametrize("groups", ["docker", b"\x05", 5, None, ["5"], [5.0], [None]])
+def test_permits_takes_groups_as_ints(groups):
+    """Bytes would be iterable, and a float equal to an int."""
+    with pytest.raises(TypeError):
+        AllowList(gids={5}).permits(Cred(1, 0, 0), groups)

@@ -1,0 +1,61 @@
+"""Sockets that enable(), receive() and send() refuse."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import sys
+
+import pytest
+
+import peercred
+from peercred import messages
+
+FUNCTIONS = {
+    "enable": messages.enable,
+    "receive": lambda sock: messages.receive(sock, 100),
+    "send": lambda sock: messages.send(sock, b"x"),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_other_families(function, kind):
+    """TCP and UDP are refused on every kernel, though some let SO_PASSCRED be set there."""
+    with socket.socket(socket.AF_INET, kind) as sock:
+        with pytest.raises(peercred.NoPeerError, match="only Unix sockets") as caught:
+            function(sock)
+        assert caught.value.errno == errno.EAFNOSUPPORT
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_closed_socket(function, pair):
+    """EBADF."""
+    pair[0].close()
+    with pytest.raises(OSError, match="should be a Unix socket") as caught:
+        function(pair[0])
+    assert caught.value.errno == errno.EBADF
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+@pytest.mark.parametrize("sock", [None, 3, True, "socket", sys.stdin])
+def test_not_a_socket(function, sock):
+    """Only the standard library's socket, whose sendmsg and recvmsg do the work; the error says what to do."""
+    with pytest.raises(TypeError, match=r"not a plain socket\.socket: .*loop\.add_reader, trio.*anyio"):
+        function(sock)
+
+
+def test_tls_socket():
+    """An SSLSocket has no messages: refused by all three, with the remedy."""
+    ours, theirs = socket.socketpair()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    with theirs, context.wrap_socket(ours, do_handshake_on_connect=False) as sock:
+        for function in (
+            messages.enable,
+            lambda sock: messages.receive(sock, 10),
+            lambda sock: messages.send(sock, b"x"),
+        ):
+            with pytest.raises(TypeError, match=r"'SSLSocket' object is not a plain socket\.socket: "):
+                function(sock)

@@ -1,0 +1,81 @@
+"""send(fds=...): which descriptors can be sent, and what refuses the others."""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket
+
+import pytest
+
+from peercred import Cred, messages
+
+
+def test_sent(ends):
+    """Ints and objects with fileno(), beside credentials, arrive as the standard library reads them."""
+    receiver, sender = ends
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    with open(__file__) as file:
+        assert messages.send(sender, b"hello", cred=Cred(None, os.getuid(), os.getgid()), fds=(file, 0)) == 5
+    data, [_, (level, kind, payload)], flags, _ = receiver.recvmsg(100, 100)
+    assert (data, level, kind, flags) == (b"hello", socket.SOL_SOCKET, socket.SCM_RIGHTS, 0)
+    fds = array.array("i", payload)
+    assert [
+        os.path.samestat(os.fstat(fd), other) for fd, other in zip(fds, (os.stat(__file__), os.fstat(0)), strict=True)
+    ] == [
+        True,
+        True,
+    ]
+    for fd in fds:
+        os.close(fd)
+
+
+def test_as_many_as_there_can_be(ends):
+    """253 arrive, and one more is an error before anything is sent."""
+    receiver, sender = ends
+    messages.send(sender, b"x", fds=[0] * 253)
+    with messages.receive(receiver, 100, max_fds=253) as message:
+        assert len(message.fds) == 253
+    with pytest.raises(ValueError, match="fds must be 253 at most, which is the kernel's limit, not 254"):
+        messages.send(sender, b"x", fds=[0] * 254)
+    with pytest.raises(BlockingIOError):
+        messages.receive(receiver, 10, socket.MSG_DONTWAIT)
+
+
+@pytest.mark.parametrize(
+    "fds", ["ab", b"ab", bytearray(b"ab"), memoryview(b"ab"), 5, None, [None], [True], ["5"], [5.0], [object]]
+)
+def test_what_is_no_descriptor(pair, fds):
+    """A TypeError, and nothing is sent."""
+    receiver, sender = pair
+    with pytest.raises(TypeError):
+        messages.send(sender, b"x", fds=fds)
+    with pytest.raises(BlockingIOError):
+        receiver.recv(1, socket.MSG_DONTWAIT)
+
+
+@pytest.mark.parametrize("number", [-1, -(2**31), 2**31, 2**64])
+def test_what_no_descriptor_can_be(pair, number):
+    """-1 is the fileno() of a closed socket."""
+    with pytest.raises(ValueError, match=f"{number} in fds is no open descriptor"):
+        messages.send(pair[1], b"x", fds=[0, number])
+
+
+def test_what_is_not_open(ends):
+    """The kernel's EBADF, which names them; nothing is sent."""
+    receiver, sender = ends
+    fd = os.dup(0)
+    os.close(fd)
+    with pytest.raises(OSError, match=rf"sending with the descriptors \(0, {fd}\)$") as caught:
+        messages.send(sender, b"x", fds=[0, fd])
+    assert caught.value.errno == errno.EBADF
+    with pytest.raises(BlockingIOError):
+        messages.receive(receiver, 10, socket.MSG_DONTWAIT)
+
+
+@pytest.mark.parametrize("data", [b"", [], [b"", b""]])
+def test_nothing_to_carry_them(pair, data):
+    """On a stream, descriptors without data would not arrive."""
+    with pytest.raises(ValueError, match="no data"):
+        messages.send(pair[1], data, fds=[0])

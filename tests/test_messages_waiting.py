@@ -1,0 +1,50 @@
+"""receive(): timeouts, threads and signal handlers while it waits."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+
+import pytest
+from peers import own
+
+from peercred import messages
+
+
+def test_timeouts_and_blocking(datagrams):
+    """A socket's timeout and blocking mode are the standard library's."""
+    receiver, _ = datagrams
+    receiver.settimeout(0.01)
+    with pytest.raises(TimeoutError):
+        messages.receive(receiver, 100)
+    receiver.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        messages.receive(receiver, 100)
+    receiver.setblocking(True)
+    with pytest.raises(BlockingIOError):
+        messages.receive(receiver, 100, socket.MSG_DONTWAIT)
+
+
+def test_waiting_keeps_no_thread_waiting(datagrams):
+    """While receive() waits, another thread runs, and sends what it waits for."""
+    receiver, sender = datagrams
+    thread = threading.Thread(target=sender.send, args=(b"x",))
+    got = []
+    waiting = threading.Thread(target=lambda: got.append(messages.receive(receiver, 100)))
+    waiting.start()
+    thread.start()
+    thread.join()
+    waiting.join()
+    assert got[0].cred == own()
+
+
+def test_signal_handlers_run(datagrams):
+    """A handler runs while receive() waits, and may send what it waits for."""
+    receiver, sender = datagrams
+    previous = signal.signal(signal.SIGALRM, lambda *_: sender.send(b"x"))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        assert messages.receive(receiver, 100).data == b"x"
+    finally:
+        signal.signal(signal.SIGALRM, previous)

@@ -1,0 +1,96 @@
+"""read(): in threads, after a fork and in signal handlers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+
+from peers import become, call, connect, needs_root, outcome
+
+import peercred
+from peercred import Cred
+
+
+def test_thread_that_connects_is_known_by_its_process(server):
+    """pid is the thread group's, not the thread's."""
+    threads = []
+
+    def client():
+        threads.append(threading.get_native_id())
+        connect(server.getsockname()).close()
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    thread.join()
+    conn, _ = server.accept()
+    with conn:
+        assert threads != [os.getpid()]
+        assert peercred.read(conn).pid == os.getpid()
+
+
+def test_read_after_fork(pair):
+    """A child reads its inherited connection."""
+    assert call(lambda: peercred.read(pair[0])) == Cred(os.getpid(), os.geteuid(), os.getegid())
+
+
+@needs_root
+def test_every_connection_has_its_own_answer_in_threads(server):
+    """Sixteen threads read sixteen peers at once, and fail on another socket in between: no answer strays."""
+    peers = []
+    for number in range(16):
+
+        def client(number=number):
+            become(uid=1000 + number, gid=2000 + number)
+            connect(server.getsockname()).close()
+
+        call(client)
+        peers.append((server.accept()[0], 1000 + number, 2000 + number))
+    start = threading.Barrier(len(peers))
+    wrong = []
+
+    def hammer(conn, uid, gid):
+        start.wait()
+        for _ in range(2000):
+            cred = peercred.read(conn)
+            failure = outcome(peercred.read, server)
+            if (cred.uid, cred.gid) != (uid, gid) or failure != (peercred.NoPeerError, errno.ENOTCONN):
+                wrong.append((cred, failure))
+
+    threads = [threading.Thread(target=hammer, args=peer) for peer in peers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for conn, _, _ in peers:
+        conn.close()
+    assert wrong == []
+
+
+@needs_root
+def test_read_in_a_signal_handler(server, pair):
+    """A handler that reads, and fails, in the middle of reads and failures disturbs neither."""
+
+    def client():
+        become(uid=1001, gid=2001)
+        connect(server.getsockname()).close()
+
+    def handler(*_):
+        handled.append((peercred.read(conn).uid, outcome(peercred.read, -1)))
+
+    handled = []
+    call(client)
+    conn, _ = server.accept()
+    previous = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        with conn:
+            while len(handled) < 200:
+                assert peercred.read(pair[0]).uid == os.geteuid()
+                assert outcome(peercred.read, server) == (peercred.NoPeerError, errno.ENOTCONN)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert set(handled) == {(1001, (OSError, errno.EBADF))}

@@ -1,0 +1,66 @@
+"""read(): readers and peers in different namespaces."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from peers import CLONE_NEWPID, CLONE_NEWUSER, Child, become, connect, needs_namespaces, raw, unshare
+
+import peercred
+from peercred import Cred
+
+
+@needs_namespaces
+def test_reader_in_a_user_namespace_sees_its_own_numbers(server):
+    """Ids are translated at read time: mapped ones into the reader's numbers, all others into 65534."""
+
+    def client():
+        become(uid=1001, gid=2001)
+        return connect(server.getsockname()).detach()
+
+    def reader():
+        before = peercred.read(conn)
+        unshare(CLONE_NEWUSER)
+        unmapped = peercred.read(conn)
+        ours.send(b"x")
+        assert ours.recv(1) == b"y"
+        return before, unmapped, peercred.read(conn)
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Child(client) as child:
+        conn, _ = server.accept()
+        with conn, Child(reader) as other:
+            theirs.recv(1)
+            Path(f"/proc/{other.pid}/uid_map").write_text("0 1001 1")
+            Path(f"/proc/{other.pid}/gid_map").write_text("7 2001 1")
+            theirs.send(b"y")
+            before, unmapped, translated = other.result()
+    overflow = [int(Path(f"/proc/sys/kernel/overflow{name}").read_text()) for name in ("uid", "gid")]
+    assert before == Cred(child.pid, 1001, 2001)
+    assert unmapped == Cred(child.pid, *overflow)
+    assert translated == Cred(child.pid, 0, 7)
+
+
+@needs_namespaces
+def test_pid_is_none_where_the_reader_cannot_see_the_peer(server):
+    """From inside a child PID namespace a peer outside has no number; from outside, the one inside has."""
+
+    def inside():
+        with connect(server.getsockname()) as client:
+            return os.getpid(), raw(client)[0], peercred.read(client)
+
+    def namespace():
+        unshare(CLONE_NEWPID)
+        with Child(inside) as first:
+            conn, _ = server.accept()
+            with conn:
+                return first.pid, peercred.read(conn), first.result()
+
+    with Child(namespace) as child:
+        seen, cred, (own_pid, outsider_pid, outsider) = child.result()
+    assert own_pid == 1
+    assert cred == Cred(pid=seen, uid=0, gid=0)
+    assert outsider_pid == 0
+    assert outsider == Cred(pid=None, uid=0, gid=0)
