@@ -13,7 +13,6 @@ import pytest
 from peers import own
 
 from peercred import Cred, messages
-from peercred._owned import Owned
 
 
 @pytest.fixture
@@ -62,29 +61,6 @@ def test_detach_fds(message):
     assert all(map(is_open, fds))
     for fd in fds:
         os.close(fd)
-
-
-@pytest.mark.parametrize("name", ["detach_fds", "detach_pidfd"])
-def test_interrupted_detach(datagrams, monkeypatch, name):
-    """If a signal handler raises before the caller has the descriptors, they are still the message's."""
-    receiver, sender = datagrams
-    socket.send_fds(sender, [b"x"], [0, 0])
-    with messages.receive(receiver, 100, max_fds=2) as message:
-        fds = message.fds
-        for steps in (["forget"], ["forget", "raise"]):
-
-            def interrupted(owned, forget=Owned.forget, steps=steps):
-                if "raise" in steps:
-                    forget(owned)
-                monkeypatch.undo()
-                raise KeyboardInterrupt
-
-            monkeypatch.setattr(Owned, "forget", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                getattr(message, name)()
-            assert message.fds == fds
-            assert all(map(is_open, fds))
-    assert not any(map(is_open, fds))
 
 
 def drop(kept):

@@ -28,24 +28,8 @@ from peers import (
 )
 
 import peercred
-from peercred._platform import kernel
 
 pytestmark = [needs_pidfd, needs_pidfd_open]
-
-
-@pytest.mark.parametrize("failed", [True, False])
-def test_interrupted(pair, monkeypatch, failed):
-    """If a signal handler raises before the caller has the descriptor, it is closed; a negative errno is none."""
-
-    def interrupted(fd, opened, really=kernel.peerpidfd):
-        opened.append(-errno.EMFILE) if failed else really(fd, opened)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(kernel, "peerpidfd", interrupted)
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(KeyboardInterrupt):
-        peercred.open_pidfd(pair[0])
-    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.fixture

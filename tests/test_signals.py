@@ -1,118 +1,34 @@
-"""A signal handler that raises, at any moment: no descriptor is left behind, and none is closed twice.
+"""A signal handler that raises, at any moment, while the package works.
 
-First at each bytecode of the package in turn, then by real timers.
+No descriptor is left behind and none is closed twice; an answer is right, or
+there is none. The handler raises at each bytecode of the package in turn, then
+where calls end, then from real timers.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dis
-import itertools
+import errno
+import inspect
 import os
-import random
-import signal
 import socket
 import sys
-import threading
-import time
 import warnings
-from collections.abc import Callable, Generator
 from functools import partial
-from pathlib import Path
-from types import FrameType
-from typing import Any, TypeAlias
 
 import pytest
-from peers import SO_PASSPIDFD, SO_PASSRIGHTS, call, needs_pidfd, outcome
+from interrupting import Interrupted, ours, prepared, raising_at_bytecode, raising_at_call, storm
+from peers import SO_PASSPIDFD, SO_PASSRIGHTS, attach, call, needs_pidfd, outcome, own, own_effective
 
 import peercred
 from peercred import messages
 
 pytestmark = needs_pidfd
 
-PACKAGE = str(Path(peercred.__file__).parent)
-
-# Where no handler can run, and nothing is raised. Python runs handlers where a
-# call ends, where a function begins and where a loop goes back. An int that is
-# returned has no owner for one bytecode, the return itself, which the compiler
-# leaves outside of every `try`. The first and the last bytecode of an `except`
-# are outside too, and so is what belongs to no line: the interpreter would keep
-# the exception that was being handled, and its frames.
-BETWEEN_TRIES = {"PUSH_EXC_INFO", "POP_EXCEPT"}
-HANDS_OVER = {
-    function.__code__ for function in (peercred.open_pidfd, messages.Message.detach_pidfd, messages.Message.detach_fds)
-}
-
-
-class Interrupted(BaseException):
-    """What the handler raises."""
-
-
-def identity(number: int) -> tuple[int, int] | None:
-    """Which file a descriptor refers to; None if it is not open."""
-    try:
-        status = os.fstat(number)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-class Table:
-    """This process's descriptors. A number that becomes free is taken at once, as another thread may take it."""
-
-    def __init__(self) -> None:
-        self.canary = os.memfd_create("canary")
-        self.before = self.now()
-        self.opened: set[int] = set()
-        self.replaced: set[int] = set()
-
-    def look(self) -> None:
-        listed = set(map(int, os.listdir("/proc/self/fd")))  # and the one that lists
-        others = (listed | self.opened) - self.before.keys() - self.replaced
-        present = {number for number in others if identity(number)}
-        self.opened |= present
-        for number in (others - present) & self.opened:
-            os.dup2(self.canary, number)
-            self.replaced.add(number)
-
-    def __enter__(self) -> Table:
-        return self
-
-    def __exit__(self, failed: object, *_: object) -> None:
-        """All that came is closed, and what took its place is not."""
-        self.look()
-        now = self.now()
-        canaries = {number for number, file in now.items() if file == now[self.canary]}
-        for number in canaries:
-            os.close(number)
-        if failed:
-            return
-        assert self.opened - self.replaced == set(), "left open"
-        assert self.replaced - canaries == set(), "closed twice"
-        assert {number: now.get(number) for number in self.before} == self.before
-
-    @staticmethod
-    def now() -> dict[int, tuple[int, int] | None]:
-        found = {number: identity(number) for number in map(int, os.listdir("/proc/self/fd"))}
-        return {number: file for number, file in found.items() if file}
-
-
-# What is interrupted. A case yields a call, is sent what it returned, or None if
-# it was interrupted, and closes what is then its own.
-Call: TypeAlias = Callable[[], Any]
-Case: TypeAlias = Callable[[socket.socket, socket.socket], Generator[Call, Any, None]]
-
-
-def attach(sender, number):
-    """Send a message with descriptors."""
-    with open(os.devnull) as file:
-        socket.send_fds(sender, [b"x"], [file.fileno()] * number)
-
 
 def received(receiver, sender):
-    """A message with descriptors."""
+    """A message with a pidfd and two descriptors."""
     messages.enable(receiver, pidfd=True)
-    attach(sender, 2)
+    attach(sender, b"x", 2)
     message = messages.receive(receiver, 100, max_fds=2)
     assert message.pidfd is not None
     assert len(message.fds) == 2
@@ -120,11 +36,11 @@ def received(receiver, sender):
 
 
 def receiving(attached, max_fds, label=False):
-    """With a pidfd and descriptors."""
+    """Receive a message with a pidfd, and descriptors."""
 
     def case(receiver, sender):
         messages.enable(receiver, pidfd=True, label=label)
-        attach(sender, attached)
+        attach(sender, b"x", attached)
         message = yield partial(messages.receive, receiver, 100, max_fds=max_fds)
         if message is not None:
             with message:
@@ -134,7 +50,10 @@ def receiving(attached, max_fds, label=False):
 
 
 class Refused(socket.socket):
-    """One that another thread turns SO_PASSCRED off of while receive() waits for a message."""
+    """A socket whose SO_PASSCRED another thread turns off.
+
+    It does so while receive() waits for a message.
+    """
 
     def late(self, *args):
         self.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
@@ -142,9 +61,9 @@ class Refused(socket.socket):
 
 
 def refusing(receiver, sender):
-    """It has received descriptors, and raises an error of its own."""
+    """Receive descriptors, and then raise an error of its own."""
     messages.enable(receiver)
-    attach(sender, 5)
+    attach(sender, b"x", 5)
 
     def receive(sock):
         with pytest.raises(OSError, match="cut off"):
@@ -156,19 +75,19 @@ def refusing(receiver, sender):
 
 
 def closing(receiver, sender):
-    """Close, and close again what is left."""
+    """Close a message, and close again what is left."""
     message = received(receiver, sender)
     yield message.close
     message.close()
 
 
 def closing_and_dropping(receiver, sender):
-    """Close, and leave what is left to Python."""
+    """Close a message, and leave what is left to Python."""
     yield received(receiver, sender).close
 
 
 def leaving_a_with_block(receiver, sender):
-    """The same, by `with`."""
+    """Close a message by `with`, and leave what is left to Python."""
 
     def use(message):
         with message:
@@ -178,13 +97,16 @@ def leaving_a_with_block(receiver, sender):
 
 
 def dropping(receiver, sender):
-    """Leave all to Python: what is raised meanwhile, Python drops too."""
+    """Drop a message with all that is in it.
+
+    What is raised meanwhile, Python drops too.
+    """
     held = [received(receiver, sender)]
     yield held.clear
 
 
 def detaching_pidfd(receiver, sender):
-    """The pidfd is the message's or the caller's."""
+    """Detach a pidfd: it is the message's or the caller's."""
     message = received(receiver, sender)
     pidfd = message.pidfd
     detached = yield message.detach_pidfd
@@ -195,7 +117,10 @@ def detaching_pidfd(receiver, sender):
 
 
 def detaching_fds(receiver, sender):
-    """Likewise the descriptors that were attached; the message is dropped."""
+    """Detach descriptors: they are the message's or the caller's.
+
+    The message is dropped then.
+    """
     message = received(receiver, sender)
     fds = message.fds
     detached = yield message.detach_fds
@@ -206,14 +131,14 @@ def detaching_fds(receiver, sender):
 
 
 def opening_a_pidfd(receiver, sender):
-    """It is the caller's, if there is one."""
+    """Open a pidfd: it is the caller's, if there is one."""
     pidfd = yield partial(peercred.open_pidfd, receiver)
     if pidfd is not None:
         os.close(pidfd)
 
 
 def enabling(receiver, sender):
-    """All options are as wanted, or all as before."""
+    """Enable: all options are as wanted, or all as before."""
     numbers = socket.SO_PASSCRED, SO_PASSPIDFD, socket.SO_PASSSEC, SO_PASSRIGHTS
     messages.enable(receiver)
     before = [outcome(receiver.getsockopt, socket.SOL_SOCKET, number) for number in numbers]
@@ -224,10 +149,9 @@ def enabling(receiver, sender):
 
 
 def sending(receiver, sender):
-    """The message is sent as a whole, or not at all."""
+    """Send: the message is sent as a whole, or not at all."""
     with open(os.devnull) as file:
-        cred = peercred.Cred(os.getpid(), os.getuid(), os.getgid())
-        sent = yield partial(messages.send, sender, [b"x"], cred=cred, fds=[0, file])
+        sent = yield partial(messages.send, sender, [b"x"], cred=own(), fds=[0, file])
     receiver.setblocking(False)
     try:
         data, fds, *_ = socket.recv_fds(receiver, 100, 9)
@@ -239,15 +163,38 @@ def sending(receiver, sender):
     assert (data, len(fds)) == (b"x", 2)
 
 
-def letting_in(receiver, sender):
-    """Nothing is opened."""
-    yield partial(peercred.AllowList(gids={os.getgid()}).require, receiver)
+def failing_to_open_a_pidfd(receiver, sender):
+    """Open a pidfd of a socket without a peer: there is none to close."""
+    with socket.socket(socket.AF_UNIX) as unconnected:
+        answer = yield partial(outcome, peercred.open_pidfd, unconnected)
+    assert answer in (None, (peercred.NoPeerError, errno.ENOTCONN))
+
+
+def reading_label(receiver, sender):
+    """Read a label: the answer is what it would be undisturbed."""
+    expected = outcome(peercred.read_label, receiver)
+    answer = yield partial(outcome, peercred.read_label, receiver)
+    assert answer in (None, expected)
+
+
+def asking(function, expected):
+    """Ask for an answer about the receiver: it is right, if there is one."""
+
+    def case(receiver, sender):
+        answer = yield partial(outcome, function, receiver)
+        assert answer in (None, expected)
+
+    return case
 
 
 def making_a_list(receiver, sender):
-    """Files of /proc are opened."""
+    """Make a list, for which files of /proc are opened."""
     yield partial(peercred.AllowList, uids={"root"}, gids={0})
 
+
+BY_UID, BY_GROUP = peercred.AllowList(uids={os.geteuid()}), peercred.AllowList(gids={os.getegid()})
+NOBODY = peercred.AllowList(gids={2**32 - 2})
+REFUSED = PermissionError, errno.EACCES
 
 CASES = {
     "receive a pidfd": receiving(0, 0),
@@ -264,57 +211,26 @@ CASES = {
     "detach_pidfd": detaching_pidfd,
     "detach_fds": detaching_fds,
     "open_pidfd": opening_a_pidfd,
+    "open_pidfd, and refuse": failing_to_open_a_pidfd,
+    "read": asking(peercred.read, own_effective()),
+    "read_groups": asking(peercred.read_groups, tuple(os.getgroups())),
+    "read_label": reading_label,
     "enable": enabling,
     "send": sending,
-    "AllowList.require": letting_in,
     "AllowList": making_a_list,
+    "AllowList.require, by uid": asking(BY_UID.require, own_effective()),
+    "AllowList.require, by group": asking(BY_GROUP.require, own_effective()),
+    "AllowList.require, and refuse": asking(NOBODY.require, REFUSED),
+    "AllowList.permits": asking(lambda conn: NOBODY.permits(own(), groups=[0, 2**32 - 2]), True),
 }
-
-
-def ours(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith(PACKAGE)
-
-
-@contextlib.contextmanager
-def raising_at(bytecode: int, look: Callable[..., None]) -> Generator[list[str], None, None]:
-    """Raise at this bytecode of the package, counted from 0: the list says where, if there are so many."""
-    where: list[str] = []
-
-    def trace(frame, event, _):
-        nonlocal bytecode
-        if not ours(frame):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            code = frame.f_code
-            name = dis.opname[code.co_code[frame.f_lasti]]
-            returned = name.startswith("RETURN_") and code in HANDS_OVER
-            if not (returned or name in BETWEEN_TRIES or frame.f_lineno is None):
-                bytecode -= 1
-                if bytecode < 0:
-                    where.append(f"{code.co_filename}:{frame.f_lineno} {code.co_name} {name}")
-                    raise Interrupted
-        return trace
-
-    def profile(frame, event, _):
-        # Not at each step of a generator, which takes long.
-        if event.endswith("return") and ours(frame) and not frame.f_code.co_name.startswith("<"):
-            look()
-
-    previous = sys.gettrace(), sys.getprofile()
-    sys.setprofile(profile)
-    sys._getframe().f_trace_opcodes = True  # of any frame: Python 3.12 asks for it at settrace()
-    sys.settrace(trace)
-    try:
-        yield where
-    finally:
-        sys.settrace(previous[0])
-        sys.setprofile(previous[1])
 
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What was raised, be it by a finalizer, of which Python only reports it."""
+    """What was raised, also by a finalizer, which Python only reports.
+
+    What is reported must not be kept, or a message would live on in it.
+    """
     seen = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable.exc_type))
     with warnings.catch_warnings():
@@ -322,70 +238,35 @@ def seen(monkeypatch):
         yield seen
 
 
-@contextlib.contextmanager
-def prepared(case: Case) -> Generator[tuple[Table, Call], None, None]:
-    """The table and the call; afterwards, all is closed, once."""
-    receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with receiver, sender, Table() as table:
-        steps = case(receiver, sender)
-        calls, results = [next(steps)], []
-
-        def function() -> None:
-            # What is returned is in the list before a handler can raise. No
-            # variable keeps the call, and thus the message, alive.
-            results.extend(itertools.starmap(calls.pop(), [()]))
-
-        yield table, function
-        calls.clear()
-        with contextlib.suppress(StopIteration):
-            steps.send(results.pop() if results else None)
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_raised_at_each_bytecode(case, seen):
-    """Whatever is open afterwards is the caller's, and options are all old or all new."""
-    for bytecode in itertools.count():
-        with prepared(case) as (table, function), raising_at(bytecode, table.look) as where:
+def raised_at_each_place(case, seen, raising_at):
+    """Raise at one place after the other: how many there were."""
+    place = 0
+    while True:
+        with prepared(case) as (table, function), raising_at(place, table.look) as where:
             try:
                 function()
             except Interrupted:
                 seen.append(Interrupted)
         if not where:
-            break
+            return place
         assert seen == [Interrupted], where
         seen.clear()
-    assert bytecode > 25
+        place += 1
 
 
-def storm(case: Case, interruptions: int) -> int:
-    """Raise from real timers, one at a time, in the course of the call: how often was that inside of the package?"""
-    inside = 0
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_raised_at_each_bytecode(case, seen):
+    """Whatever bytecode a handler raises at, what is open is the caller's.
 
-    def handler(_, frame):
-        nonlocal inside
-        while frame is not None and not ours(frame):
-            frame = frame.f_back
-        inside += frame is not None
-        raise Interrupted
+    Options are all old or all new, and an answer is right.
+    """
+    assert raised_at_each_place(case, seen, raising_at_bytecode) > 25
 
-    sys.settrace(None)  # what measures coverage has locks, which an exception in its code would leave locked
-    signal.signal(signal.SIGALRM, handler)
-    moments, duration = random.Random(0), 1e-4
-    for _ in range(30 * interruptions):
-        if inside >= interruptions:
-            break
-        with prepared(case) as (table, function):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, max(duration, 1e-5)))
-                start = time.perf_counter()
-                function()
-                duration = 1.5 * (time.perf_counter() - start)  # longer if something else traces
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                # Nothing is sent, but Python looks for what has come already.
-                signal.pthread_kill(threading.get_ident(), 0)
-            except Interrupted:
-                table.look()  # as long as the traceback keeps frames alive
-    return inside
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_raised_at_each_call(case, seen):
+    """Wherever a handler raises that Python runs, what is open is the caller's."""
+    assert raised_at_each_place(case, seen, raising_at_call) > 1
 
 
 STORMS = ("receive some, and strays", "close", "drop", "open_pidfd")
@@ -393,6 +274,35 @@ STORMS = ("receive some, and strays", "close", "drop", "open_pidfd")
 
 @pytest.mark.parametrize("name", STORMS)
 def test_real_timers(name, seen, effort):
-    """The same, in a process of its own."""
-    inside = call(partial(storm, CASES[name], 300 * effort))
-    assert inside > 0
+    """Whenever a real signal comes, what is open is the caller's."""
+    assert call(partial(storm, CASES[name], 300 * effort)) > 0
+
+
+def public_functions():
+    """Every function and method that a user may call, by its code."""
+    for module in (peercred, messages):
+        for thing in map(vars(module).get, module.__all__):
+            if inspect.isfunction(thing):
+                yield thing.__code__
+    for cls in (peercred.AllowList, messages.Message):
+        for name, thing in vars(cls).items():
+            if inspect.isfunction(thing) and (not name.startswith("_") or name in ("__enter__", "__exit__")):
+                yield thing.__code__
+
+
+def test_every_public_function_is_among_them(seen):
+    """No function that asks the kernel or owns descriptors is left out."""
+    left = set(public_functions())
+
+    def profile(frame, event, _):
+        if event == "call" and ours(frame):
+            left.discard(frame.f_code)
+
+    for case in CASES.values():
+        with prepared(case) as (_, function):
+            sys.setprofile(profile)
+            try:
+                function()
+            finally:
+                sys.setprofile(None)
+    assert left == set()
