@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -87,13 +87,13 @@ def _signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def children() -> list[int]:
-    """The child processes of this one, if the kernel lists them."""
-    try:
-        files = [file.read_text() for file in Path("/proc/self/task").glob("*/children")]
-    except OSError:
-        return []
-    return [int(pid) for pid in " ".join(files).split()]
+def descendants(pid: int) -> Iterator[int]:
+    """The child processes of a process, and theirs, if the kernel lists them."""
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # it has ended meanwhile
+            for child in map(int, file.read_text().split()):
+                yield child
+                yield from descendants(child)
 
 
 @pytest.fixture(autouse=True)
@@ -106,8 +106,9 @@ def _deadline(effort: int) -> Iterator[None]:
     """
 
     def expired(*_: object) -> None:
-        for pid in children():
-            os.kill(pid, signal.SIGKILL)
+        for pid in [*descendants(os.getpid())]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         raise TimeoutError("the test waits for something that does not happen")
 
     previous = signal.signal(signal.SIGALRM, expired)

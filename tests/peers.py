@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import itertools
 import os
 import pickle
 import pty
@@ -218,6 +219,33 @@ def fill_table() -> list[int]:
     return taken
 
 
+def sockets_of_every_family() -> Iterator[socket.socket]:
+    """A socket of each family, type and protocol that this kernel makes.
+
+    Unix sockets are left out. Protocol 0 makes one in most families.
+    """
+    protocols = {
+        socket.AF_INET: (0, 1, 132, 262),  # ICMP, SCTP, MPTCP
+        socket.AF_INET6: (0, 58, 132, 262),  # ICMPv6, SCTP, MPTCP
+        15: (2,),  # PF_KEY: PF_KEY_V2
+        24: range(3),  # PPPoX
+        29: range(8),  # CAN
+        31: range(8),  # Bluetooth
+        33: (2, 10),  # RxRPC: over IPv4, IPv6
+        39: range(2),  # NFC
+    }
+    for family in set(range(1, 46)) - {socket.AF_UNIX}:
+        for kind, protocol in itertools.product(range(1, 11), protocols.get(family, (0,))):
+            try:
+                sock = socket.socket(family, kind, protocol)
+            except OSError as error:
+                if error.errno == errno.EAFNOSUPPORT:  # of no type, either
+                    break
+                continue
+            with sock:
+                yield sock
+
+
 def attach(sock: socket.socket, data: bytes, number: int, file: str = os.devnull) -> None:
     """Send descriptors of a file as other programs do: by the standard library."""
     with open(file) as opened:
@@ -251,7 +279,7 @@ def run_python(program: str, *arguments: str, env: dict[str, str] | None = None)
 def interrupted_by(handler: Callable[..., object], after: float, interval: float = 0) -> Iterator[None]:
     """Run `handler` at SIGALRM, once or again and again.
 
-    The test's own deadline, which is a SIGALRM too, starts anew afterwards.
+    The test's own deadline, which is a SIGALRM too, goes on afterwards.
     """
     left, _ = signal.getitimer(signal.ITIMER_REAL)
     previous = signal.signal(signal.SIGALRM, handler)

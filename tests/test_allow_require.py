@@ -6,14 +6,13 @@ import errno
 import grp
 import os
 import pwd
-import resource
 import sys
 import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from peers import CLONE_NEWUSER, Child, become, call, connect, needs_namespaces, needs_root, outcome, unshare
+from peers import CLONE_NEWUSER, become, call, connect, fill_table, needs_namespaces, needs_root, outcome, unshare
 
 import peercred
 from peercred import AllowList, Cred
@@ -25,19 +24,12 @@ OVERFLOW = {name: int(Path(f"/proc/sys/kernel/overflow{name}").read_text()) for 
 
 
 @pytest.fixture
-def peer(server):
-    """A function that makes a connection of a process with these ids, and gives what a list says of it."""
+def peer(peer_as):
+    """A function that says what a list says of a process with these ids."""
 
     def peer(allowed, uid=1001, gid=2001, groups=()):
-        def client():
-            become(uid=uid, gid=gid, groups=groups)
-            return connect(server.getsockname()).detach()
-
-        with Child(client) as child:
-            conn, _ = server.accept()
-            child.result()
-            with conn:
-                answer = outcome(allowed.require, conn)
+        with peer_as(uid, gid, groups) as (child, conn):
+            answer = outcome(allowed.require, conn)
             return "in" if answer == Cred(child.pid, *(ids[1] for ids in map(child.status, ("Uid", "Gid")))) else answer
 
     return peer
@@ -115,12 +107,8 @@ def test_overflow_ids_never_match(peer):
 
 
 @needs_namespaces
-def test_server_without_a_mapping_lets_nobody_in(server):
+def test_server_without_a_mapping_lets_nobody_in(peer_as):
     """In a user namespace where server and client both read as 65534, `uids={os.geteuid()}` does not match."""
-
-    def client():
-        become(uid=1001, gid=2001)
-        return connect(server.getsockname()).detach()
 
     def unmapped():
         before = AllowList(uids={os.geteuid()}, gids={os.getegid()})
@@ -131,24 +119,18 @@ def test_server_without_a_mapping_lets_nobody_in(server):
             AllowList(uids={os.geteuid()})
         return outcome(before.require, conn), outcome(everyone.require, conn)
 
-    with Child(client):
-        conn, _ = server.accept()
-        with conn:
-            assert call(unmapped) == (REFUSED, REFUSED)
+    with peer_as(1001) as (_, conn):
+        assert call(unmapped) == (REFUSED, REFUSED)
 
 
 @needs_root
-def test_message_says_who_was_refused(server):
+def test_message_says_who_was_refused(peer_as):
     """pid, uid and gid."""
-
-    def client():
-        become(uid=1001, gid=2001)
-        return connect(server.getsockname()).detach()
-
-    with Child(client) as child:
-        conn, _ = server.accept()
-        with conn, pytest.raises(PermissionError, match=f"pid {child.pid}, uid 1001, gid 2001"):
-            AllowList(uids={0}).require(conn)
+    with (
+        peer_as(1001) as (child, conn),
+        pytest.raises(PermissionError, match=f"pid {child.pid}, uid 1001, gid 2001"),
+    ):
+        AllowList(uids={0}).require(conn)
 
 
 def test_errors_of_the_reads_come_out(server):
@@ -185,10 +167,8 @@ def test_full_table(server):
     with connect(server.getsockname()), server.accept()[0] as conn:
 
         def full():
-            resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
             by_uid, by_group = AllowList(uids={0}), AllowList(uids={0}, gids={0})
-            while isinstance(outcome(os.dup, 0), int):
-                pass
+            fill_table()
             return outcome(by_uid.require, conn).uid, outcome(by_group.require, conn)
 
         assert call(full) == (0, (OSError, errno.EMFILE))

@@ -7,11 +7,9 @@ Few machines have Bluetooth, so a preloaded library lets Unix sockets answer as 
 from __future__ import annotations
 
 import errno
-import os
-import subprocess
-import sys
 
 import pytest
+from peers import run_python
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -61,8 +59,8 @@ assert os.listdir("/proc/self/fd") == before
 @pytest.mark.parametrize("listed", ["uids", "gids"])
 def test_bluetooth_socket_is_nobody(preloadable, connected, listed):
     """All five functions refuse it, connected or not, and say why."""
-    env = {**os.environ, "LD_PRELOAD": str(preloadable(SHIM)), **({"CONNECTED": "1"} if connected else {})}
-    lines = subprocess.check_output([sys.executable, "-c", PROGRAM, listed], env=env, text=True).splitlines()
+    env = {"LD_PRELOAD": str(preloadable(SHIM)), **({"CONNECTED": "1"} if connected else {})}
+    lines = run_python(PROGRAM, listed, env=env).splitlines()
     assert len(lines) == 5
     for line in lines:
         assert line.startswith(f"NoPeerError {errno.EAFNOSUPPORT} only Unix sockets have peer credentials")

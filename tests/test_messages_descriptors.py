@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 
 import pytest
-from peers import attach, call, fdinfo, needs_pidfd, open_descriptors, outcome, own
+from peers import attach, call, fdinfo, fill_table, needs_pidfd, open_descriptors, own
 
 from peercred import messages
 
@@ -84,11 +83,7 @@ def test_full_table(ends):
     attach(sender, b"x", 5)
 
     def nearly_full():
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-        taken = []
-        while isinstance(fd := outcome(os.dup, 0), int):
-            taken.append(fd)
-        for fd in taken[-2:]:
+        for fd in fill_table()[-2:]:
             os.close(fd)
         with messages.receive(receiver, 1, max_fds=5) as message:
             answer = message.data, message.cred.uid, len(message.fds), message.flags

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import socket
 
-from peers import Child, call, fdinfo, identity, needs_pidfd, needs_pidfd_open, outcome, own_identity
+from peers import Child, call, fdinfo, fill_table, identity, needs_pidfd, needs_pidfd_open, own_identity
 
 from peercred import messages
 
@@ -81,10 +80,7 @@ def test_full_table(ends):
     socket.send_fds(sender, [b"y"], [0, 0])
 
     def full():
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-        taken = []
-        while isinstance(fd := outcome(os.dup, 0), int):
-            taken.append(fd)
+        taken = fill_table()
         got = [messages.receive(receiver, 1) for _ in range(2)]
         os.close(taken.pop())
         os.close(os.dup(0))  # the one free place is still free

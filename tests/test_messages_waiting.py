@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import threading
 
 import pytest
-from peers import own
+from peers import interrupted_by, own
 
 from peercred import messages
 
@@ -42,9 +41,6 @@ def test_waiting_keeps_no_thread_waiting(datagrams):
 def test_signal_handlers_run(datagrams):
     """A handler runs while receive() waits, and may send what it waits for."""
     receiver, sender = datagrams
-    previous = signal.signal(signal.SIGALRM, lambda *_: sender.send(b"x"))
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    receiver.settimeout(60)
+    with interrupted_by(lambda *_: sender.send(b"x"), 0.01):
         assert messages.receive(receiver, 100).data == b"x"
-    finally:
-        signal.signal(signal.SIGALRM, previous)

@@ -51,6 +51,20 @@ def would_block(stack, kind):
             return sock
 
 
+def test_every_type():
+    """A Unix socket of any type that the kernel makes is refused until it is connected."""
+    types = set()
+    for kind in range(1, 11):
+        try:
+            sock = socket.socket(AF_UNIX, kind)
+        except OSError:
+            continue
+        with sock:
+            types.add(sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE))
+            assert_refused(sock, errno.ENOTCONN, "not connected|without a fixed peer")
+    assert types == {SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET}
+
+
 @pytest.mark.parametrize("make", [unconnected, bound, failed, would_block])
 def test_unconnected(make, kind):
     """Every state before a connection is "not connected", where the kernel gives ids of -1 with success."""

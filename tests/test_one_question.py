@@ -6,13 +6,10 @@ A preloaded library puts it there at a moment that no test could otherwise hit.
 from __future__ import annotations
 
 import errno
-import os
 import re
-import subprocess
-import sys
 
 import pytest
-from peers import SO_PEERGROUPS, needs_root
+from peers import SO_PEERGROUPS, needs_root, run_python
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -80,14 +77,13 @@ def shim(preloadable):
 def test_socket_that_changes_during_the_call(shim, first, second, moment):
     """The member is let in and the stranger is not, by their own ids and groups, whoever is there by then."""
     env = {
-        **os.environ,
         "LD_PRELOAD": str(shim),
         "ORDER": f"{first}, {second}",
         "SO_PEERGROUPS": str(SO_PEERGROUPS),
     }
     if moment == "after":
         env["AFTER"] = "1"
-    answer, swapped = subprocess.check_output([sys.executable, "-c", PROGRAM], env=env, text=True).splitlines()
+    answer, swapped = run_python(PROGRAM, env=env).splitlines()
     assert swapped == "True"
     if first == "member":
         assert re.fullmatch(r"Cred\(pid=\d+, uid=1001, gid=1001\)", answer)

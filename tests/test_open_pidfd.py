@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import resource
 import select
 import signal
 import socket
@@ -13,13 +12,14 @@ import socket
 import pytest
 from peers import (
     Child,
-    become,
     call,
     connect,
     exec_cat,
     fdinfo,
+    fill_table,
     identity,
     in_pid_namespace,
+    interrupted_by,
     needs_namespaces,
     needs_pidfd,
     needs_pidfd_open,
@@ -33,15 +33,12 @@ pytestmark = [needs_pidfd, needs_pidfd_open]
 
 
 @pytest.fixture
-def opened(server):
-    """A child that has connected, and the pidfd of it."""
-    with Child(lambda: connect(server.getsockname()).detach()) as child:
-        conn, _ = server.accept()
-        child.result()
-        with conn:
-            fd = peercred.open_pidfd(conn)
-            yield child, conn, fd
-            os.close(fd)
+def opened(peer_as):
+    """A child that has connected, the connection, and the pidfd of the child."""
+    with peer_as() as (child, conn):
+        fd = peercred.open_pidfd(conn)
+        yield child, conn, fd
+        os.close(fd)
 
 
 def test_is_the_process_that_connected(opened):
@@ -109,29 +106,23 @@ def test_asyncio_add_reader(opened):
     asyncio.run(main())
 
 
-def test_zombie(server):
+def test_zombie(peer_as):
     """Dead and not reaped: still that process, readable, and signal 0 succeeds."""
-    with Child(lambda: connect(server.getsockname()).detach()) as child:
-        conn, _ = server.accept()
-        child.result()
-        with conn:
-            child.end()
-            fd = peercred.open_pidfd(conn)
-            assert fdinfo(fd) == child.pid
-            assert identity(fd) == own_identity(child.pid)
-            assert select.select([fd], [], [], 0)[0] == [fd]
-            signal.pidfd_send_signal(fd, 0)
-            os.close(fd)
+    with peer_as() as (child, conn):
+        child.end()
+        fd = peercred.open_pidfd(conn)
+        assert fdinfo(fd) == child.pid
+        assert identity(fd) == own_identity(child.pid)
+        assert select.select([fd], [], [], 0)[0] == [fd]
+        signal.pidfd_send_signal(fd, 0)
+        os.close(fd)
 
 
-def test_reaped(server):
+def test_reaped(peer_as):
     """Gone: a pidfd of nobody, or ProcessLookupError where the kernel cannot say; never another process."""
-    with Child(lambda: connect(server.getsockname()).detach()) as child:
-        conn, _ = server.accept()
-        child.result()
+    with peer_as() as (child, conn):
         child.reap()
-        with conn:
-            pid_or_none(conn)
+        pid_or_none(conn)
 
 
 def pid_or_none(conn):
@@ -188,16 +179,15 @@ def test_peer_in_another_pid_namespace(server):
 
 
 @needs_namespaces
-def test_recycled_pid(server):
+def test_recycled_pid(peer_as):
     """A stranger has the dead peer's number: read() gives that number, and the pidfd is not the stranger's."""
 
     def inside():
-        with Child(lambda: become(uid=1001, gid=2001) or connect(server.getsockname()).detach()) as peer:
-            conn, _ = server.accept()
-            peer.result()
-        with conn, stranger_with(peer.pid) as stranger:
-            assert peercred.read(conn) == peercred.Cred(stranger.pid, 1001, 2001)
-            assert own_identity(stranger.pid) != pid_or_none(conn)
+        with peer_as(1001) as (peer, conn):
+            peer.reap()
+            with stranger_with(peer.pid) as stranger:
+                assert peercred.read(conn) == peercred.Cred(stranger.pid, 1001, 2001)
+                assert own_identity(stranger.pid) != pid_or_none(conn)
 
     in_pid_namespace(inside)
 
@@ -206,13 +196,8 @@ def test_full_table_leaks_nothing(server):
     """EMFILE, and the table is as it was."""
 
     def full():
-        limit = 64
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
         ours, _theirs = socket.socketpair()
-        taken = []
-        with pytest.raises(OSError, match="Too many open files"):
-            while True:
-                taken.append(os.dup(0))
+        taken = fill_table()
         with pytest.raises(OSError, match="Too many open files") as caught:
             peercred.open_pidfd(ours)
         os.close(taken.pop())
@@ -233,13 +218,8 @@ def test_listening_socket_leaks_nothing(server):
 def test_signals_neither_lose_nor_leak(pair):
     """Handlers that run in the middle of calls do not disturb them."""
     handled = []
-    previous = signal.signal(signal.SIGALRM, lambda *_: handled.append(os.close(peercred.open_pidfd(pair[1]))))
-    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
-    try:
+    with interrupted_by(lambda *_: handled.append(os.close(peercred.open_pidfd(pair[1]))), 0.0005, 0.0005):
         while len(handled) < 100:
             fd = peercred.open_pidfd(pair[0])
             assert fdinfo(fd) == os.getpid()
             os.close(fd)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)

@@ -9,27 +9,19 @@ import os
 import socket
 
 import pytest
-from peers import Child, become, call, connect, exec_cat, needs_root, raw
+from peers import Child, become, call, connect, exec_cat, needs_root, own_effective, raw
 
 import peercred
 from peercred import Cred
 
 
 @needs_root
-def test_accepted_connection_names_the_client_by_effective_ids(listener, kind):
+def test_accepted_connection_names_the_client_by_effective_ids(listener, peer_as):
     """A client with three different uids and gids is known by the effective ones."""
-
-    def client():
-        become(uid=(1001, 1002, 1003), gid=(2001, 2002, 2003))
-        return connect(listener.getsockname(), kind).detach()
-
-    with Child(client) as child:
-        conn, _ = listener.accept()
-        with conn:
-            cred = peercred.read(conn)
-            child.result()
-            assert cred == Cred(pid=child.pid, uid=1002, gid=2002)
-            assert (cred.uid, cred.gid) == (child.status("Uid")[1], child.status("Gid")[1])
+    with peer_as((1001, 1002, 1003), (2001, 2002, 2003), listener=listener) as (child, conn):
+        cred = peercred.read(conn)
+        assert cred == Cred(pid=child.pid, uid=1002, gid=2002)
+        assert (cred.uid, cred.gid) == (child.status("Uid")[1], child.status("Gid")[1])
 
 
 @needs_root
@@ -41,7 +33,7 @@ def test_clients_own_end_names_the_listener(listener, kind):
             assert peercred.read(client) == Cred(pid=other.pid, uid=1001, gid=2001)
     listener.listen()  # the last caller counts, for later connections
     with connect(listener.getsockname(), kind) as client:
-        assert peercred.read(client) == Cred(pid=os.getpid(), uid=os.geteuid(), gid=os.getegid())
+        assert peercred.read(client) == own_effective()
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
@@ -50,23 +42,16 @@ def test_socketpair_names_its_maker_at_both_ends(kind):
     ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
     with ours, theirs:
         for end in (ours, theirs, ours.fileno()):
-            assert peercred.read(end) == Cred(pid=os.getpid(), uid=os.geteuid(), gid=os.getegid())
+            assert peercred.read(end) == own_effective()
         assert raw(ours) == (os.getpid(), os.geteuid(), os.getegid())
 
 
 @needs_root
 @pytest.mark.parametrize("id_", [2**31 - 1, 2**31, 3_000_000_000, 2**32 - 2])
-def test_ids_are_unsigned(server, id_):
+def test_ids_are_unsigned(peer_as, id_):
     """Ids above 2^31, which `3i` makes negative, come as they are."""
-
-    def client():
-        become(uid=id_, gid=id_ - 1)
-        return connect(server.getsockname()).detach()
-
-    with Child(client) as child:
-        conn, _ = server.accept()
-        with conn:
-            assert peercred.read(conn) == Cred(pid=child.pid, uid=id_, gid=id_ - 1)
+    with peer_as(id_, id_ - 1) as (child, conn):
+        assert peercred.read(conn) == Cred(pid=child.pid, uid=id_, gid=id_ - 1)
 
 
 @needs_root
@@ -138,4 +123,4 @@ def test_shut_down_connection_still_names_its_peer(pair):
     ours.shutdown(socket.SHUT_RDWR)
     assert peercred.read(ours).uid == os.geteuid()
     theirs.close()
-    assert peercred.read(ours) == Cred(pid=os.getpid(), uid=os.geteuid(), gid=os.getegid())
+    assert peercred.read(ours) == own_effective()

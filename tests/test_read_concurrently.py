@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import threading
 
-from peers import become, call, connect, needs_root, outcome
+from peers import become, call, connect, interrupted_by, needs_root, outcome
 
 import peercred
 from peercred import Cred
@@ -69,28 +68,15 @@ def test_every_connection_has_its_own_answer_in_threads(server):
 
 
 @needs_root
-def test_read_in_a_signal_handler(server, pair):
+def test_read_in_a_signal_handler(server, peer_as, pair):
     """A handler that reads, and fails, in the middle of reads and failures disturbs neither."""
-
-    def client():
-        become(uid=1001, gid=2001)
-        connect(server.getsockname()).close()
 
     def handler(*_):
         handled.append((peercred.read(conn).uid, outcome(peercred.read, -1)))
 
     handled = []
-    call(client)
-    conn, _ = server.accept()
-    previous = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
-    try:
-        with conn:
-            while len(handled) < 200:
-                assert peercred.read(pair[0]).uid == os.geteuid()
-                assert outcome(peercred.read, server) == (peercred.NoPeerError, errno.ENOTCONN)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+    with peer_as(1001) as (_, conn), interrupted_by(handler, 0.0005, 0.0005):
+        while len(handled) < 200:
+            assert peercred.read(pair[0]).uid == os.geteuid()
+            assert outcome(peercred.read, server) == (peercred.NoPeerError, errno.ENOTCONN)
     assert set(handled) == {(1001, (OSError, errno.EBADF))}

@@ -7,21 +7,11 @@ import socket
 from pathlib import Path
 
 import pytest
-from peers import CLONE_NEWUSER, Child, become, connect, needs_namespaces, needs_root, unshare
+from peers import CLONE_NEWUSER, Child, connect, needs_namespaces, needs_root, overflow_ids, unshare
 
 import peercred
 
 pytestmark = needs_root
-
-
-def client_in(server, groups):
-    """A child in these groups that has connected to the server."""
-
-    def client():
-        become(uid=1001, gid=2001, groups=groups)
-        return connect(server.getsockname()).detach()
-
-    return Child(client)
 
 
 GROUPS = {
@@ -40,16 +30,13 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_groups(server, name):
+def test_groups(peer_as, name):
     """Complete, in the kernel's order and with its duplicates; the primary gid is not added."""
-    with client_in(server, GROUPS[name]) as child:
-        conn, _ = server.accept()
-        with conn:
-            groups = peercred.read_groups(conn)
-            child.result()
-            assert list(groups) == child.status("Groups")
-            assert sorted(groups) == sorted(GROUPS[name])
-            assert type(groups) is tuple
+    with peer_as(1001, 2001, GROUPS[name]) as (child, conn):
+        groups = peercred.read_groups(conn)
+        assert list(groups) == child.status("Groups")
+        assert sorted(groups) == sorted(GROUPS[name])
+        assert type(groups) is tuple
 
 
 def test_own_groups_at_both_ends(pair):
@@ -75,14 +62,11 @@ def test_groups_are_frozen_at_connect(server):
             assert peercred.read_groups(conn) == (4, 5)
 
 
-def test_groups_of_a_dead_peer(server):
+def test_groups_of_a_dead_peer(peer_as):
     """They outlive the process."""
-    with client_in(server, (4, 5)) as child:
-        conn, _ = server.accept()
-        with conn:
-            child.result()
-            child.reap()
-            assert peercred.read_groups(conn) == (4, 5)
+    with peer_as(1001, 2001, (4, 5)) as (child, conn):
+        child.reap()
+        assert peercred.read_groups(conn) == (4, 5)
 
 
 def test_clients_own_end_has_the_listeners_groups(server):
@@ -94,7 +78,7 @@ def test_clients_own_end_has_the_listeners_groups(server):
 
 
 @needs_namespaces
-def test_unmapped_groups(server):
+def test_unmapped_groups(peer_as):
     """In a user namespace each group without a mapping is the overflow id, in its place, and none is dropped."""
 
     def reader():
@@ -104,12 +88,9 @@ def test_unmapped_groups(server):
         return peercred.read_groups(conn)
 
     ours, theirs = socket.socketpair()
-    with ours, theirs, client_in(server, (10, 20, 30, 40)) as child:
-        conn, _ = server.accept()
-        child.result()
-        with conn, Child(reader) as other:
-            theirs.recv(1)
-            Path(f"/proc/{other.pid}/gid_map").write_text("5 40 1")
-            theirs.send(b"y")
-            overflow = int(Path("/proc/sys/kernel/overflowgid").read_text())
-            assert other.result() == (overflow, overflow, overflow, 5)
+    with ours, theirs, peer_as(1001, 2001, (10, 20, 30, 40)) as (_, conn), Child(reader) as other:
+        theirs.recv(1)
+        Path(f"/proc/{other.pid}/gid_map").write_text("5 40 1")
+        theirs.send(b"y")
+        _, overflow = overflow_ids()
+        assert other.result() == (overflow, overflow, overflow, 5)

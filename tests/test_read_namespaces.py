@@ -6,19 +6,15 @@ import os
 import socket
 from pathlib import Path
 
-from peers import CLONE_NEWPID, CLONE_NEWUSER, Child, become, connect, needs_namespaces, raw, unshare
+from peers import CLONE_NEWPID, CLONE_NEWUSER, Child, connect, needs_namespaces, overflow_ids, raw, unshare
 
 import peercred
 from peercred import Cred
 
 
 @needs_namespaces
-def test_reader_in_a_user_namespace_sees_its_own_numbers(server):
+def test_reader_in_a_user_namespace_sees_its_own_numbers(peer_as):
     """Ids are translated at read time: mapped ones into the reader's numbers, all others into 65534."""
-
-    def client():
-        become(uid=1001, gid=2001)
-        return connect(server.getsockname()).detach()
 
     def reader():
         before = peercred.read(conn)
@@ -29,17 +25,14 @@ def test_reader_in_a_user_namespace_sees_its_own_numbers(server):
         return before, unmapped, peercred.read(conn)
 
     ours, theirs = socket.socketpair()
-    with ours, theirs, Child(client) as child:
-        conn, _ = server.accept()
-        with conn, Child(reader) as other:
-            theirs.recv(1)
-            Path(f"/proc/{other.pid}/uid_map").write_text("0 1001 1")
-            Path(f"/proc/{other.pid}/gid_map").write_text("7 2001 1")
-            theirs.send(b"y")
-            before, unmapped, translated = other.result()
-    overflow = [int(Path(f"/proc/sys/kernel/overflow{name}").read_text()) for name in ("uid", "gid")]
+    with ours, theirs, peer_as(1001) as (child, conn), Child(reader) as other:
+        theirs.recv(1)
+        Path(f"/proc/{other.pid}/uid_map").write_text("0 1001 1")
+        Path(f"/proc/{other.pid}/gid_map").write_text("7 2001 1")
+        theirs.send(b"y")
+        before, unmapped, translated = other.result()
     assert before == Cred(child.pid, 1001, 2001)
-    assert unmapped == Cred(child.pid, *overflow)
+    assert unmapped == Cred(child.pid, *overflow_ids())
     assert translated == Cred(child.pid, 0, 7)
 
 
