@@ -1,7 +1,8 @@
-"""The C surface of peercred, and the build that compiles it into the wheel, on Linux only.
+"""The C surface of peercred, and the build that compiles it into the wheel, on
+Linux only.
 
-pyproject.toml names this module twice: as the build backend, which is hatchling's, and
-as hatchling's build hook.
+pyproject.toml names this module twice: as the build backend, which is
+hatchling's, and as hatchling's build hook.
 """
 
 import os
@@ -455,15 +456,18 @@ class LibcBuildHook(BuildHookInterface):
             )
         self.compiled = TemporaryDirectory()
         built = Path(ffibuilder().compile(self.compiled.name))
-        # CPython 3.15 would call it _libc.abi3-x86_64-linux-gnu.so, which 3.13 does not find.
+        # CPython 3.15 would call it _libc.abi3-x86_64-linux-gnu.so, which 3.13
+        # does not find.
         name = "_libc.abi3.so" if ABI3 else built.name
         if version == "standard":
             build_data["force_include"][str(built)] = f"peercred/{name}"
-        # An editable install needs it in the source tree. Otherwise it is put there
-        # only so that Python finds it when started in the tree, which may be read-only.
+        # An editable install needs it in the source tree. Otherwise it is put
+        # there only so that Python finds it when started in the tree, which may
+        # be read-only.
         try:
             with TemporaryDirectory(dir=self.root) as beside:
-                # Replace atomically: a running process may have the old file mapped.
+                # Replace atomically: a running process may have the old file
+                # mapped.
                 Path(shutil.copy(built, beside)).replace(Path(self.root, "peercred", name))
         except OSError:
             if version == "editable":

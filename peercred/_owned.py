@@ -46,7 +46,10 @@ class Owned:
         self._closer = None
 
     def keep(self) -> None:
-        """Be the only owner: close them, with a ResourceWarning, if this is dropped."""
+        """Be the only owner.
+
+        If this is dropped, close them, with a ResourceWarning.
+        """
         if self._numbers:
             self._closer = Closer(deque, starmap(os.closerange, self._spans), 0)
 

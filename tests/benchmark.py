@@ -1,20 +1,31 @@
-"""What a call of peercred costs, beside other ways to the same answer. A script, which pytest does not collect:
+"""What a call of peercred costs, beside other ways to the same answer.
 
-    python tests/benchmark.py [calls] [groups] [accept] [latency] [threads] [messages] [import] [growth]
+A script, which pytest does not collect:
 
-calls    median time of one call on one connected socket, as a multiple of the same two system calls in a bare
-         C loop, compiled here by $CC or cc, and of the standard library doing the same job
-groups   what the number of the peer's supplementary groups costs, up to the 65,536 that there can be (as root)
-accept   how many connections of a forked client a server accepts in a second, bare and with a check of each
-latency  median and 99th percentile of a single call while two other threads keep the interpreter busy
-threads  how many calls 1, 2, 4 and 8 threads make in a second, each on a socket of its own
-messages median time of one receive of a datagram with credentials, without and with a descriptor attached, eight of
-         which are queued, as a multiple of the standard library's recvmsg with the same parsing by hand
-import   what `import peercred` takes when dataclasses, most of its cost, is imported already
-growth   memory and descriptors gained by a million calls, half of which fail
+    python tests/benchmark.py [calls] [groups] [accept] [latency] [threads]
+                              [messages] [import] [growth]
 
-What a ratio compares is measured in the same run, taking turns, for no two machines are alike and none is quiet.
-A missed target is information: it is printed, and the exit code stays 0. Linux only. With unix-cred installed
+calls    The median time of one call on one connected socket. Its ratios are to
+         the same two system calls in a bare C loop, compiled here by $CC or cc,
+         and to the standard library doing the same job.
+groups   What the number of the peer's supplementary groups costs, up to the
+         65,536 that there can be (as root).
+accept   How many connections of a forked client a server accepts in a second,
+         bare and with a check of each.
+latency  The median and 99th percentile of a single call while two other threads
+         keep the interpreter busy.
+threads  How many calls 1, 2, 4 and 8 threads make in a second, each on a socket
+         of its own.
+messages The median time of one receive of a datagram with credentials, without
+         and with a descriptor attached, eight of which are queued. Its ratio is
+         to the standard library's recvmsg with the same parsing by hand.
+import   What `import peercred` takes when dataclasses, most of its cost, is
+         imported already.
+growth   Memory and descriptors gained by a million calls, half of which fail.
+
+What a ratio compares is measured in the same run, taking turns, because no two
+machines are alike and none is quiet. A missed target is information: it is
+printed, and the exit code stays 0. Linux only. With unix-cred installed
 (`pip install unix-cred`) there is one more row to compare with.
 """
 
@@ -73,7 +84,8 @@ C_LOOP, SAME_JOB, UNIX_CRED, READ = "C loop", "stdlib, same job", "unix-cred", "
 REQUIRE, REQUIRE_LONG = "AllowList.require(sock), 1 uid", "AllowList.require(sock), 100,000 uids"
 REQUIRE_GROUP = "AllowList.require(sock), a group"
 
-# Name, statement, and how many calls one execution of it makes. It sees this module's names, and a `scope`.
+# Name, statement, and how many calls one execution of it makes. It sees this
+# module's names, and a `scope`.
 Rows = dict[str, tuple[str, int]]
 CALLS: Rows = {
     C_LOOP: ("C.c_loop(fd, 1000)", 1000),  # many, or this would time how ctypes gets there
@@ -167,7 +179,10 @@ class Received:
 
 
 def receive_by_hand(sock: socket, bufsize: int, max_fds: int = 0) -> Received:
-    """What `messages.receive` does with credentials enabled, and nothing else, as a careful reader would write it."""
+    """What `messages.receive` does with credentials enabled, and nothing else.
+
+    It is written as a careful reader would write it.
+    """
     room = ROOM if max_fds == 0 else CMSG_SPACE(UCRED.size) + CMSG_LEN(4 * max_fds)
     data, control, flags, address = sock.recvmsg(bufsize, room, CLOEXEC)
     cred = None
@@ -226,7 +241,10 @@ class Times(dict[str, list[float]]):
                 self.setdefault(name, []).append(timer.timeit(number) / number / batch * 1e9)
 
     def ratio(self, name: str, base: str) -> float:
-        """Of each round, whose parts lie milliseconds apart: a slow spell of the machine hits both."""
+        """The median of each round's ratio.
+
+        Its parts lie milliseconds apart: a slow spell of the machine hits both.
+        """
         pairs = zip(self.get(name, [nan]), self.get(base, [nan]), strict=False)
         return median(one / other for one, other in pairs)
 

@@ -47,7 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def effort(request: pytest.FixtureRequest) -> int:
-    """How many times the usual attempts a test makes that searches for faults."""
+    """How many times the usual attempts a test makes that searches
+    for faults.
+    """
     return request.config.getoption("--effort")
 
 
@@ -88,7 +90,9 @@ def _signals() -> Iterator[None]:
 
 
 def descendants(pid: int) -> Iterator[int]:
-    """The child processes of a process, and theirs, if the kernel lists them."""
+    """The child processes of a process, and theirs, if the kernel
+    lists them.
+    """
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):  # it has ended meanwhile
             for child in map(int, file.read_text().split()):

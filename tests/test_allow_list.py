@@ -18,7 +18,7 @@ OVERFLOW = {name: int(Path(f"/proc/sys/kernel/overflow{name}").read_text()) for 
 
 @pytest.mark.parametrize("name", ["uids", "gids"])
 def test_overflow_ids_cannot_be_listed(name):
-    """And the message says why."""
+    """To list an overflow id is an error that says why."""
     with pytest.raises(ValueError, match=r"is the overflow (user|group) id, .* without a mapping"):
         AllowList(**{name: [0, OVERFLOW[name[:-1]]]})
 
@@ -26,7 +26,7 @@ def test_overflow_ids_cannot_be_listed(name):
 @pytest.mark.parametrize("ids", [1000, None, 1.0, "", "0", "root", b"", b"0", bytearray(b"0"), memoryview(b"0")])
 @pytest.mark.parametrize("name", ["uids", "gids"])
 def test_not_an_iterable(name, ids):
-    """Neither one id or name, nor bytes, which would be iterable."""
+    """One id, one name and bytes are refused as lists."""
     with pytest.raises(TypeError, match=rf"^{name} must be an iterable, such as "):
         AllowList(**{name: ids})
 
@@ -34,7 +34,7 @@ def test_not_an_iterable(name, ids):
 @pytest.mark.parametrize("id_", [True, False, b"0", None, 0.0, 1000.0, (0,), Mock(spec=int), MagicMock(spec=int)])
 @pytest.mark.parametrize("name", ["uids", "gids"])
 def test_not_an_id(name, id_):
-    """True is not 1, bytes are no name, and a mock is no int whatever it calls itself."""
+    """True is not 1, bytes are no name, and a mock is no int."""
     with pytest.raises(TypeError, match=r"^a (user|group) must be an int or a name, not "):
         AllowList(**{name: [0, id_]})
 
@@ -42,13 +42,16 @@ def test_not_an_id(name, id_):
 @pytest.mark.parametrize("ids", [[-1], [0, 2**32 - 1], [2**32], [2**64], range(-1, 5), range(5, -2, -1), range(2**32)])
 @pytest.mark.parametrize("name", ["uids", "gids"])
 def test_ids_are_in_bounds(name, ids):
-    """From 0 to 4294967294; of a range, both ends."""
+    """An id is from 0 to 4294967294; both ends of a range are checked."""
     with pytest.raises(ValueError, match=r"^-?\d+ is not a (user|group) id: those are from 0 to 4294967294$"):
         AllowList(**{name: ids})
 
 
 def test_names_are_looked_up():
-    """A name stands for the number that the system's databases give, and the list shows the number."""
+    """A name stands for its number in the system's databases.
+
+    The list shows the number.
+    """
     allowed = AllowList(uids=["daemon", 0, "root"], gids=(name for name in ["daemon", "root"]))
     assert allowed.uids == {0, pwd.getpwnam("daemon").pw_uid}
     assert allowed.gids == {0, grp.getgrnam("daemon").gr_gid}
@@ -59,7 +62,7 @@ def test_names_are_looked_up():
 @pytest.mark.parametrize("name", ["", " root", "no such name", "-1", "+0", "0x0", "a\0b", "\udcff", "a\ud800", "r\n"])
 @pytest.mark.parametrize("kind", ["user", "group"])
 def test_unknown_name(kind, name):
-    """It fails when the list is made, and the message shows it."""
+    """An unknown name fails when the list is made, and is shown."""
     with pytest.raises(ValueError, match=f"^no {kind} has the name {re.escape(repr(name))}$"):
         AllowList(**{f"{kind[0]}ids": {0, name}})
 
@@ -67,13 +70,13 @@ def test_unknown_name(kind, name):
 @pytest.mark.parametrize("name", ["0", "1000", "007", "9" * 5000, "\u0661"])
 @pytest.mark.parametrize("kind", ["user", "group"])
 def test_number_in_quotes(kind, name):
-    """It is no name, and the message says what to write."""
+    """A number in quotes is no name, and the error says what to write."""
     with pytest.raises(ValueError, match=rf"is a {kind} id in quotes: write it without them"):
         AllowList(**{f"{kind[0]}ids": {name}})
 
 
 def test_overflow_user_cannot_be_listed_by_name():
-    """`nobody` has the overflow id."""
+    """`nobody`, which has the overflow id, cannot be listed."""
     try:
         nobody = pwd.getpwuid(OVERFLOW["uid"]).pw_name
     except KeyError:
@@ -83,7 +86,10 @@ def test_overflow_user_cannot_be_listed_by_name():
 
 
 def test_any_iterable_is_read_once():
-    """Generators, dictionaries and ints of other classes will do; a range stays one."""
+    """Generators, dictionaries and ints of other classes can be listed.
+
+    A range stays one.
+    """
     number = enum.IntEnum("Number", {"ROOT": 0})
     assert AllowList(uids=(n for n in (1, 2))) == AllowList(uids=[2, 1, 1]) == AllowList(uids={1: "a", 2: "b"})
     assert repr(AllowList(uids=[number.ROOT])) == "AllowList(uids={0}, gids=())"
@@ -92,7 +98,10 @@ def test_any_iterable_is_read_once():
 
 
 def test_only_a_range_stays_one():
-    """What calls itself a range is read as any other iterable: a mock of one listed uid 0."""
+    """What only calls itself a range is read as any other iterable.
+
+    A mock of one once listed uid 0.
+    """
     mock = MagicMock(spec=range)
     mock.__iter__.return_value = iter([1000])
     mock.__contains__.return_value = True

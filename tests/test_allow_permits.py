@@ -32,19 +32,21 @@ PERMITTED = [
 
 @pytest.mark.parametrize(("allowed", "cred", "groups", "expected"), PERMITTED)
 def test_permits(allowed, cred, groups, expected):
-    """The decision alone: by uid, primary gid or any of the groups; None is nobody, and an overflow id too."""
+    """A uid or a gid that is listed decides, in every kind of list, and never
+    an overflow id.
+    """
     assert allowed.permits(cred, groups) is expected
 
 
 @pytest.mark.parametrize("cred", ["root", 0, (1, 0, 0), True, Mock(uid=0, gid=0)])
 def test_permits_a_cred_only(cred):
-    """Anything else that might have a uid is a mistake."""
+    """permits() refuses whatever else has a uid, by a TypeError."""
     with pytest.raises(TypeError, match=r"^cred must be a peercred\.Cred or None"):
         AllowList(uids={0}, gids={0}).permits(cred)
 
 
 @pytest.mark.parametrize("groups", ["docker", b"\x05", 5, None, ["5"], [5.0], [None]])
 def test_permits_takes_groups_as_ints(groups):
-    """Bytes would be iterable, and a float equal to an int."""
+    """permits() refuses groups that are text, bytes or floats."""
     with pytest.raises(TypeError):
         AllowList(gids={5}).permits(Cred(1, 0, 0), groups)

@@ -58,14 +58,19 @@ def peer(peer_as):
     ids=repr,
 )
 def test_who_is_let_in(peer, allowed, expected):
-    """By uid, primary gid or any supplementary group; a uid is no gid, and neither the other way round."""
+    """A peer gets in by its uid, its primary gid or any supplementary group.
+
+    A uid never counts as a gid, or the other way round.
+    """
     assert peer(allowed, uid=1001, gid=2001, groups=(4, 27)) == expected
 
 
 @needs_root
 @pytest.mark.parametrize("count", [64, 65, 65536])
 def test_peer_in_many_groups(peer, count):
-    """The last of its groups counts as the first does, however many there are."""
+    """The last of a peer's groups counts as the first does, however many there
+    are.
+    """
     groups = range(3_000_000_000, 3_000_000_000 + count)
     assert peer(AllowList(gids={groups[-1]}), groups=groups) == "in"
     assert peer(AllowList(gids={groups[-1] + 1}), groups=groups) == REFUSED
@@ -73,7 +78,7 @@ def test_peer_in_many_groups(peer, count):
 
 @needs_root
 def test_effective_ids_count(peer):
-    """Of a process with three different ids, the effective one decides."""
+    """If a process has three different ids, the effective one decides."""
     ids = {"uid": (1001, 1002, 1003), "gid": (2001, 2002, 2003)}
     assert peer(AllowList(uids={1002}), **ids) == "in"
     assert peer(AllowList(gids={2002}), **ids) == "in"
@@ -82,14 +87,14 @@ def test_effective_ids_count(peer):
 
 @needs_root
 def test_root_needs_a_zero(peer):
-    """Root is nobody special."""
+    """Root gets in only if it is listed."""
     assert peer(AllowList(uids={1000}, gids={27}), uid=0, gid=0) == REFUSED
     assert peer(AllowList(uids={0}), uid=0, gid=0) == "in"
 
 
 @needs_root
 def test_large_ids(peer):
-    """Ids above 2^31, and the highest that there is."""
+    """Ids above 2^31 can be listed, up to the highest that there is."""
     assert peer(AllowList(uids={3_000_000_000}), uid=3_000_000_000) == "in"
     assert peer(AllowList(gids=range(2**31, 2**32 - 1)), gid=2**32 - 2) == "in"
     assert peer(AllowList(uids={2**32 - 2}), uid=3_000_000_000) == REFUSED
@@ -97,7 +102,10 @@ def test_large_ids(peer):
 
 @needs_root
 def test_overflow_ids_never_match(peer):
-    """Not within a range either: the peer may be anyone without a mapping."""
+    """A peer with an overflow id is refused, even if a range holds that id.
+
+    It may be anyone without a mapping.
+    """
     everyone = range(2**32 - 1)
     assert peer(AllowList(uids=everyone), uid=OVERFLOW["uid"]) == REFUSED
     assert peer(AllowList(gids=everyone), gid=OVERFLOW["gid"]) == REFUSED
@@ -108,7 +116,9 @@ def test_overflow_ids_never_match(peer):
 
 @needs_namespaces
 def test_server_without_a_mapping_lets_nobody_in(peer_as):
-    """In a user namespace where server and client both read as 65534, `uids={os.geteuid()}` does not match."""
+    """Where server and client both read as 65534, `uids={os.geteuid()}` does
+    not match.
+    """
 
     def unmapped():
         before = AllowList(uids={os.geteuid()}, gids={os.getegid()})
@@ -125,7 +135,7 @@ def test_server_without_a_mapping_lets_nobody_in(peer_as):
 
 @needs_root
 def test_message_says_who_was_refused(peer_as):
-    """pid, uid and gid."""
+    """The error names the pid, uid and gid that were refused."""
     with (
         peer_as(1001) as (child, conn),
         pytest.raises(PermissionError, match=f"pid {child.pid}, uid 1001, gid 2001"),
@@ -134,7 +144,9 @@ def test_message_says_who_was_refused(peer_as):
 
 
 def test_errors_of_the_reads_come_out(server):
-    """Who cannot be identified is refused by read()'s own error, whatever the list."""
+    """A peer that cannot be identified is refused by read()'s own error,
+    whatever the list.
+    """
     everyone = AllowList(uids=range(2**32 - 1))
     assert outcome(everyone.require, server) == (peercred.NoPeerError, errno.ENOTCONN)
     assert outcome(everyone.require, -1) == (OSError, errno.EBADF)
@@ -144,7 +156,7 @@ def test_errors_of_the_reads_come_out(server):
 
 @needs_root
 def test_peer_is_let_in_by_name(peer):
-    """By a user's name, and by the name of a supplementary group."""
+    """A peer gets in by its user's name and by a supplementary group's."""
     daemon = pwd.getpwnam("daemon").pw_uid
     adm = grp.getgrnam("adm").gr_gid
     assert peer(AllowList(uids={"daemon"}), uid=daemon) == "in"
@@ -154,7 +166,7 @@ def test_peer_is_let_in_by_name(peer):
 
 
 def test_later_changes_do_not_count(pair):
-    """The list is as it was given."""
+    """A list stays as it was, if what it was made of changes."""
     uids = {os.geteuid() + 1}
     allowed = AllowList(uids=uids)
     uids.add(os.geteuid())
@@ -163,7 +175,10 @@ def test_later_changes_do_not_count(pair):
 
 @needs_root
 def test_full_table(server):
-    """A list with groups needs a descriptor for the moment: without one, nobody is let in. One with uids needs none."""
+    """In a full table of descriptors, a list with groups refuses.
+
+    A list of uids alone still works.
+    """
     with connect(server.getsockname()), server.accept()[0] as conn:
 
         def full():
@@ -176,9 +191,9 @@ def test_full_table(server):
 
 @needs_root
 def test_one_connection_behind_the_number(server):
-    """While another thread puts one connection after the other behind a descriptor, no answer mixes two.
-
-    A member of group 4 and a stranger, both connected. The stranger must never be let in by the member's group.
+    """No answer mixes two connections that another thread puts behind one
+    descriptor. One client is in group 4, the other is not. The other must never
+    get in.
     """
     conns = {}
     for uid, groups in ((1001, (4,)), (1002, (5,))):

@@ -1,4 +1,6 @@
-"""An AllowList is a value: comparable, immutable, and copied with its checks."""
+"""An AllowList is a value: comparable, immutable, and copied with its
+checks.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from peercred import AllowList, Cred
 
 
 def test_is_a_value():
-    """Comparable, hashable and immutable; its repr is fit for a log line."""
+    """An AllowList is comparable, hashable and immutable.
+
+    Its repr suits a log line.
+    """
     allowed = AllowList(uids=[1000, 0], gids=range(5, 10))
     assert repr(allowed) == "AllowList(uids={0, 1000}, gids=range(5, 10))"
     assert eval(repr(allowed)) == allowed
@@ -35,7 +40,7 @@ COPIES = [copy.copy, copy.deepcopy, lambda allowed: pickle.loads(pickle.dumps(al
 
 @pytest.mark.parametrize("make", COPIES)
 def test_copies_are_equal(make):
-    """By copy, deepcopy and pickle."""
+    """A copy by copy, deepcopy or pickle is equal."""
     allowed = AllowList(uids=[1000, 0], gids=range(5, 10))
     assert make(allowed) == allowed
     assert repr(make(allowed)) == repr(allowed)
@@ -44,7 +49,10 @@ def test_copies_are_equal(make):
 @needs_namespaces
 @pytest.mark.parametrize("make", COPIES)
 def test_copies_are_checked_anew(make, tmp_path):
-    """Where another id is the overflow id, a copy that lists it cannot be made. (Here, by this namespace's files.)"""
+    """A copy that lists what is an overflow id by now cannot be made.
+
+    (Here, by this namespace's files.)
+    """
     allowed = AllowList(uids={1000}, gids=range(5, 10))
     for kind, number in (("uid", "1000\n"), ("gid", "7\n")):
         (tmp_path / kind).write_text(number)

@@ -1,4 +1,4 @@
-"""The C source on other architectures and with musl: it compiles without a warning, and has the kernel's numbers."""
+"""The C source on other architectures and with musl."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def compiles(compiler, text):
 
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_compiles_with_the_right_numbers(surface, compiler):
-    """No warning, and the numbers and the layout that the kernel has there; they are checked by the compiler."""
+    """The source compiles without a warning, and has the kernel's numbers and
+    layout. The compiler checks them.
+    """
     if not compiles(compiler, "#include <sys/socket.h>\n"):
         pytest.skip(f"needs {compiler}, and libc's headers for it")
     names, source = surface

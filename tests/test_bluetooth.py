@@ -1,7 +1,9 @@
-"""A Bluetooth socket is nobody's: it answers with the ids of its own maker, and an accepted one with its listener's.
+"""A Bluetooth socket is nobody's.
 
-Few machines have Bluetooth, so a preloaded library lets Unix sockets answer as Bluetooth sockets do on Linux 6.1 and
-6.12. Real ones, where the kernel has them, are among the families of test_no_peer.py.
+It answers with the ids of its own maker, and an accepted one with its
+listener's. Few machines have Bluetooth, so a preloaded library lets Unix
+sockets answer as Bluetooth sockets do on Linux 6.1 and 6.12. Real ones, where
+the kernel has them, are among the families of test_other_families.py.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ assert os.listdir("/proc/self/fd") == before
 @pytest.mark.parametrize("connected", [True, False])
 @pytest.mark.parametrize("listed", ["uids", "gids"])
 def test_bluetooth_socket_is_nobody(preloadable, connected, listed):
-    """All five functions refuse it, connected or not, and say why."""
+    """All five functions refuse a Bluetooth socket, connected or not."""
     env = {"LD_PRELOAD": str(preloadable(SHIM)), **({"CONNECTED": "1"} if connected else {})}
     lines = run_python(PROGRAM, listed, env=env).splitlines()
     assert len(lines) == 5

@@ -1,4 +1,8 @@
-"""The wheel: its name and contents, and what the build does without Linux, a compiler or a tree it may write to."""
+"""The wheel: its name and contents, and what the build needs.
+
+It is built without Linux, without a compiler, and in a tree that cannot be
+written too.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +75,9 @@ def sources(tree):
 
 @needs_compiler
 def test_name_and_tag(tree):
-    """One wheel serves every ordinary CPython from 3.10; other interpreters each have their own."""
+    """One wheel serves every ordinary CPython from 3.10; other interpreters
+    each have their own.
+    """
     name, contents = built(tree)
     (module,) = contents - sources(tree)
     if ORDINARY_CPYTHON:
@@ -85,7 +91,10 @@ def test_name_and_tag(tree):
 @needs_compiler
 @pytest.mark.skipif(not ORDINARY_CPYTHON, reason="needs an ordinary CPython, for abi3")
 def test_name_where_python_knows_another(tree):
-    """CPython 3.15 names abi3 modules by the platform too, and older versions do not find them then."""
+    """The name is the same where CPython 3.15 would add the platform to it.
+
+    Older versions do not find that.
+    """
     program = f"""
 import cffi, pathlib
 def compile(*arguments, original=cffi.FFI.compile):
@@ -101,7 +110,9 @@ cffi.FFI.compile = compile
 
 @needs_compiler
 def test_module_lies_in_the_tree(tree):
-    """After a build, Python started in the tree finds the module; nothing else is left there."""
+    """After a build, Python started in the tree finds the module; nothing else
+    is left there.
+    """
     before = set(tree.rglob("*"))
     _, contents = built(tree)
     (module,) = contents - sources(tree)
@@ -116,7 +127,7 @@ def without_privileges():
 
 @needs_compiler
 def test_tree_that_cannot_be_written(tree):
-    """Somebody else's tree, or one on a read-only file system, is built all the same and left alone."""
+    """A tree that cannot be written is built all the same, and left alone."""
     for path in (tree, tree / "peercred"):
         path.chmod(0o555)
     before = set(tree.rglob("*"))
@@ -127,7 +138,7 @@ def test_tree_that_cannot_be_written(tree):
 
 @needs_compiler
 def test_editable_install_of_a_tree_that_cannot_be_written(tree):
-    """It needs the module in the tree, so it fails."""
+    """An editable install of a tree that cannot be written fails."""
     (tree / "peercred").chmod(0o555)
     program = BUILD.replace("build_wheel", "build_editable")
     result = build(tree, program=program, preexec_fn=without_privileges)
@@ -137,7 +148,7 @@ def test_editable_install_of_a_tree_that_cannot_be_written(tree):
 
 @needs_compiler
 def test_hooks_cannot_be_switched_off(tree):
-    """Hatchling's switch does not lead to a wheel without the compiled module."""
+    """Hatchling's switch does not make a wheel without the module."""
     name, contents = built(tree, environment={"HATCH_BUILD_NO_HOOKS": "1"})
     assert "none-any" not in name
     assert len(contents - sources(tree)) == 1
@@ -153,7 +164,7 @@ def refusal(tree, **options):
 
 
 def test_no_compiler(tree):
-    """Three lines say that it is missing, and how to install it."""
+    """Three lines say that a compiler is missing, and how to install it."""
     assert "a C compiler (no-such-compiler) cannot be found" in refusal(
         tree, environment={"CC": "no-such-compiler -O2"}
     )
@@ -161,19 +172,22 @@ def test_no_compiler(tree):
 
 @needs_compiler
 def test_no_libc_headers(tree):
-    """The same for a compiler that comes without them."""
+    """Three lines say that libc's headers are missing."""
     assert "libc's headers (sys/socket.h) cannot be found" in refusal(tree, environment={"CC": "cc -nostdinc"})
 
 
 @needs_compiler
 def test_no_python_headers(tree, tmp_path):
-    """The same for a Python without its headers."""
+    """Three lines say that Python's headers are missing."""
     program = f"import sysconfig; sysconfig.get_path = lambda name: {str(tmp_path)!r}; {BUILD}"
     assert "Python's headers (Python.h) cannot be found" in refusal(tree, program=program)
 
 
 def pretending(platform, system, name):
-    """A build where Python says that it runs elsewhere, and importing what compiles is an ImportError."""
+    """A build in which Python says that it runs elsewhere.
+
+    Importing what compiles is an ImportError there.
+    """
     return f"""
 import platform, sys, sysconfig
 sys.platform, platform.system, sysconfig.get_platform = {platform!r}, lambda: {system!r}, lambda: {name!r}
@@ -192,7 +206,9 @@ sys.modules.update(dict.fromkeys(["cffi", "_cffi_backend", "setuptools"]))
     ids=["macOS", "FreeBSD"],
 )
 def test_elsewhere(tree, program, tag):
-    """Without Linux nothing is compiled. The wheel is that platform's own: pip on Linux would prefer py3-none-any."""
+    """Without Linux nothing is compiled, and the wheel is that platform's own.
+    pip on Linux would prefer py3-none-any.
+    """
     wheel, contents = built(tree, program=program, environment={"PATH": "", "CC": "no-compiler"})
     assert wheel.endswith(f"-py3-none-{tag}.whl")
     assert contents == sources(tree)

@@ -1,4 +1,7 @@
-"""Cred is a value: frozen, comparable, hashable, and a good citizen of copy, pickle and match."""
+"""Cred is a value: frozen, comparable and hashable.
+
+It works with copy, pickle and match.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,20 @@ CRED = Cred(pid=2002, uid=1000, gid=1001)
 
 @pytest.fixture(params=["constructed", "read"])
 def cred(request, pair):
-    """Both kinds of Cred: one made by its constructor, and one made by read()."""
+    """Both kinds of Cred: one made by its constructor, and one made
+    by read().
+    """
     return CRED if request.param == "constructed" else peercred.read(pair[0])
 
 
 def test_fields():
-    """Three fields in the order of struct ucred."""
+    """A Cred has three fields, in the order of struct ucred."""
     assert (CRED.pid, CRED.uid, CRED.gid) == (2002, 1000, 1001)
     assert dataclasses.astuple(CRED) == (2002, 1000, 1001)
 
 
 def test_repr():
-    """The repr is as in the README, and evaluates to the value."""
+    """A Cred's repr is as in the README, and evaluates to it."""
     assert repr(CRED) == "Cred(pid=2002, uid=1000, gid=1001)"
     assert eval(repr(CRED)) == CRED
 
@@ -44,20 +49,20 @@ def test_numbers_that_cannot_be(fields):
 
 @pytest.mark.parametrize("fields", [(True, 0, 0), (1, False, 0), (1, 0, "0"), (1.0, 0, 0), (1, None, 0), ("1", 0, 0)])
 def test_other_types(fields):
-    """Neither a bool, a float nor text is a number of a process or user."""
+    """A bool, a float and text are refused as a number of a process or user."""
     with pytest.raises(TypeError, match=r"^(pid|uid|gid) must be an int( or None)?, not "):
         Cred(*fields)
 
 
 @pytest.mark.parametrize("fields", [(1, 0, 0), (2**31 - 1, 2**32 - 2, 2**32 - 2), (None, 0, 0)])
 def test_numbers_that_can_be(fields):
-    """The bounds, and None for a pid that cannot be seen."""
+    """A Cred takes the bounds, and None as a pid that cannot be seen."""
     assert dataclasses.astuple(Cred(*fields)) == fields
 
 
 @pytest.mark.parametrize("name", ["pid", "uid", "gid", "other"])
 def test_frozen(cred, name):
-    """Nothing can be changed, added or deleted."""
+    """Nothing of a Cred can be changed, added or deleted."""
     with pytest.raises((dataclasses.FrozenInstanceError, TypeError)):
         setattr(cred, name, 0)
     with pytest.raises((dataclasses.FrozenInstanceError, TypeError)):
@@ -65,12 +70,12 @@ def test_frozen(cred, name):
 
 
 def test_slotted(cred):
-    """No instance dictionary."""
+    """A Cred has no instance dictionary."""
     assert not hasattr(cred, "__dict__")
 
 
 def test_read_makes_what_the_constructor_makes(pair):
-    """read()'s way of building a Cred leaves nothing to tell it by."""
+    """A Cred from read() is the same as one from the constructor."""
     cred = peercred.read(pair[0])
     made = Cred(os.getpid(), os.geteuid(), os.getegid())
     assert type(cred) is Cred
@@ -79,7 +84,7 @@ def test_read_makes_what_the_constructor_makes(pair):
 
 
 def test_comparable():
-    """Equal if all three are, and equal to nothing but a Cred."""
+    """A Cred is equal only to a Cred with the same three numbers."""
     assert Cred(2002, 1000, 1001) == CRED
     for other in (Cred(None, 1000, 1001), Cred(2002, 0, 1001), Cred(2002, 1000, 0), (2002, 1000, 1001)):
         assert other != CRED
@@ -87,18 +92,18 @@ def test_comparable():
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickle(cred, protocol):
-    """Comes back equal, by every protocol."""
+    """A Cred comes back equal from pickle, by every protocol."""
     assert pickle.loads(pickle.dumps(cred, protocol)) == cred
 
 
 def test_copy(cred):
-    """copy, deepcopy and replace."""
+    """copy, deepcopy and replace make equal Creds."""
     assert copy.copy(cred) == copy.deepcopy(cred) == cred
     assert dataclasses.replace(cred, pid=None) == Cred(None, cred.uid, cred.gid)
 
 
 def test_pattern_matching(cred):
-    """Positions and names match."""
+    """A Cred matches by position and by name."""
     match cred:
         case Cred(pid, uid=uid, gid=gid):
             assert (pid, uid, gid) == (cred.pid, cred.uid, cred.gid)

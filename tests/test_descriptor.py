@@ -40,7 +40,9 @@ class Transport:
 
 
 def test_whatever_leads_to_a_descriptor(pair):
-    """Ints, sockets, their files, objects with fileno() and objects with get_extra_info() are all the same peer."""
+    """A descriptor, and each kind of object that leads to it, are the same
+    peer.
+    """
     sock = pair[0]
     number = enum.IntEnum("Number", {"SOCKET": sock.fileno()})
     with sock.makefile() as file:
@@ -56,7 +58,9 @@ def test_multiprocessing_connection():
 
 
 def test_asyncio(place):
-    """A StreamWriter, its transport, and a protocol's transport are connections, and refused once closed."""
+    """A StreamWriter and transports are connections, and refused once
+    closed.
+    """
 
     async def main():
         answers = []
@@ -89,14 +93,16 @@ def test_asyncio(place):
 
 @pytest.mark.parametrize("conn", [None, True, False, "3", b"3", 3.0, [3], object(), socket.socket, Holder])
 def test_other_types_are_refused(conn):
-    """Anything else is a TypeError, of each function."""
+    """Each function refuses anything else by a TypeError."""
     for function in (peercred.read, peercred.read_groups, peercred.read_label, peercred.open_pidfd):
         with pytest.raises(TypeError):
             function(conn)
 
 
 def test_type_error_names_the_remedy():
-    """What holds no connection is told what to pass, and which section of the README says where to find it."""
+    """The TypeError says what to pass, and where the README says how to find
+    it.
+    """
 
     async def stream_reader():
         return asyncio.StreamReader()
@@ -112,7 +118,10 @@ def test_type_error_names_the_remedy():
 
 
 def test_transport_without_a_socket_is_not_open():
-    """What a pipe's transport has, and uvloop's when closed, is an OSError as a closed socket is."""
+    """A transport without a socket is refused as a closed socket is.
+
+    A pipe has one, and uvloop when it has closed.
+    """
     with pytest.raises(OSError, match="should be a Unix socket") as caught:
         peercred.read(Transport(None))
     assert caught.value.errno == errno.EBADF
@@ -120,14 +129,14 @@ def test_transport_without_a_socket_is_not_open():
 
 @pytest.mark.parametrize("answer", [3, "socket", object()])
 def test_transport_with_something_else_is_refused(answer):
-    """What get_extra_info() gives must be a socket."""
+    """What get_extra_info() gives must be a socket, or it is a TypeError."""
     with pytest.raises(TypeError, match="'Transport' object is not a connection: pass a socket"):
         peercred.read(Transport(answer))
 
 
 @pytest.mark.parametrize("answer", [None, True, "3", 3.0, b"", object()])
 def test_fileno_that_is_no_int_is_refused(answer):
-    """Neither is a number made of what fileno() returned."""
+    """A fileno() that returns no int is a TypeError."""
     with pytest.raises(TypeError, match=r"fileno\(\) of 'Holder' object returned .*, not an int"):
         peercred.read(Holder(answer))
     with pytest.raises(TypeError, match="not an int"):
@@ -143,7 +152,9 @@ def test_failure_of_fileno_comes_out(error):
 
 
 class ClosedWrapper:
-    """Wraps a socket in the way of many libraries: close() sets _sock to None."""
+    """Wraps a socket in the way of many libraries: close() sets _sock
+    to None.
+    """
 
     _sock = None
 
@@ -162,7 +173,9 @@ class ClosedTransport:
 
 @pytest.mark.parametrize("conn", [ClosedWrapper(), ClosedTransport(), Transport(ClosedWrapper())])
 def test_closed_wrapper_is_refused_as_a_closed_socket(conn):
-    """An AttributeError inside of fileno() or get_extra_info() must not get past `except OSError`."""
+    """An AttributeError inside of fileno() or get_extra_info() must not get
+    past `except OSError`.
+    """
     with pytest.raises(OSError, match=r"is it closed\? \('NoneType' object has no attribute 'fileno'\)") as caught:
         peercred.read(conn)
     assert caught.value.errno == errno.EBADF
@@ -177,7 +190,9 @@ def test_pretended_int_is_no_descriptor():
 
 @pytest.mark.parametrize("number", [-2, -(2**31), -(2**31) - 1, 2**31, 2**32, 2**64, -(2**64), 10**30])
 def test_numbers_that_no_descriptor_has_are_refused(number, pair):
-    """Nothing is cut down to 32 bits: 2^32 + a good descriptor is refused too."""
+    """Nothing is cut down to 32 bits: 2^32 + a good descriptor is
+    refused too.
+    """
     for conn in (number, Holder(number), 2**32 + pair[0].fileno(), 2**64 + pair[0].fileno()):
         with pytest.raises(ValueError, match=r"no file descriptor has the number -?\d+: pass a socket"):
             peercred.read(conn)
@@ -185,7 +200,7 @@ def test_numbers_that_no_descriptor_has_are_refused(number, pair):
 
 @pytest.mark.parametrize("number", [2**31 - 1, 1_000_000])
 def test_numbers_that_are_not_open_are_the_kernels_affair(number):
-    """The highest possible descriptor reaches the kernel."""
+    """The highest possible descriptor reaches the kernel: EBADF."""
     with pytest.raises(OSError, match=str(number)) as caught:
         peercred.read(number)
     assert caught.value.errno == errno.EBADF

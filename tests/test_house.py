@@ -1,4 +1,7 @@
-"""The rules of the house: which module may import which, what is exported, what importing costs."""
+"""The rules of the house.
+
+Which module may import which, what is exported, and what importing costs.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from peercred._libc import lib
 
 PACKAGE = Path(peercred.__file__).parent
 
-# Each module, and those of the package that it may import: every arrow points down.
+# Each module, and those of the package that it may import: every arrow points
+# down.
 LADDER = {
     "__init__": {"_allow", "_cred", "_descriptor", "_errors", "_read"},
     "__main__": {"__init__", "_command"},
@@ -52,7 +56,9 @@ MODULES = {
 
 
 def imports(module: str) -> set[str]:
-    """The modules of the package that one of them imports, named as in the ladder."""
+    """The modules of the package that one of them imports, named as in the
+    ladder.
+    """
     path, found = MODULES[module], set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -72,12 +78,12 @@ def test_imports_run_one_way(module):
 
 
 def test_only_the_linux_back_ends_touch_c():
-    """Nothing else imports the compiled module."""
+    """Only the back ends import the compiled module."""
     assert {module for module, below in LADDER.items() if "_libc" in below} == {"_linux", "_linux_messages"}
 
 
 def test_ladder_has_no_circle():
-    """Following the arrows ends."""
+    """No module imports itself by way of others."""
     left = dict(LADDER)
     while left:
         leaves = [name for name, below in left.items() if not below & left.keys()]
@@ -87,7 +93,9 @@ def test_ladder_has_no_circle():
 
 
 def test_exports():
-    """What is public is in __all__, documented, and nothing else is without an underscore."""
+    """What is public is in __all__, documented, and nothing else is without an
+    underscore.
+    """
     public = {name for name in vars(peercred) if not name.startswith("_")} - {"messages"}  # once it is imported
     assert public == set(peercred.__all__)
     for name in peercred.__all__:
@@ -108,7 +116,7 @@ def public():
 
 @pytest.mark.parametrize("thing", [*public()], ids=str)
 def test_annotations_are_real(thing):
-    """inspect and typing can evaluate them: there are names behind them at run time."""
+    """inspect and typing can evaluate all annotations at run time."""
     typing.get_type_hints(thing)
     if inspect.isroutine(thing):
         parameters = inspect.signature(thing, eval_str=True).parameters
@@ -116,7 +124,9 @@ def test_annotations_are_real(thing):
 
 
 def test_connection_is_real(pair):
-    """As an annotation of other people's, and for isinstance()."""
+    """Connection is an annotation for other people, and works in
+    isinstance().
+    """
     assert peercred.Connection in typing.get_type_hints(peercred.read).values()
     reading, writing = multiprocessing.Pipe()
     with reading, writing:
@@ -127,7 +137,9 @@ def test_connection_is_real(pair):
 
 
 def test_stub_is_of_the_compiled_module():
-    """What _libc.pyi promises is there, with as many parameters, and nothing else is."""
+    """What _libc.pyi promises is there, with as many parameters, and nothing
+    else is.
+    """
     [stub] = (
         node for node in ast.parse((PACKAGE / "_libc.pyi").read_text()).body if getattr(node, "name", "") == "_Lib"
     )
@@ -143,7 +155,11 @@ def test_stub_is_of_the_compiled_module():
 
 
 def test_nothing_is_made_by_assigning_a_class():
-    """That would stop the world on a free-threaded build; each is an audit event, and none is seen."""
+    """No object is made by assigning `__class__`.
+
+    That would stop the world on a free-threaded build. Each is an audit event,
+    and none is seen.
+    """
     program = """
 import socket, sys
 import peercred
@@ -162,7 +178,9 @@ assert events == [], events
 
 
 def test_import_is_light():
-    """`import peercred` adds to dataclasses its own modules, cffi's backend and errno: no typing, socket or enum."""
+    """`import peercred` adds only its own modules, cffi's backend and errno.
+    dataclasses is there before.
+    """
     program = """
 import dataclasses, sys
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,4 +1,8 @@
-"""Answers that this kernel never gives, put in the place of getsockopt's by a preloaded library, below the package."""
+"""Connections about which the kernel says what this one never does.
+
+A preloaded library puts these answers in the place of getsockopt's, below the
+package.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +87,10 @@ def environment(shim):
 
 @pytest.fixture
 def ask(environment):
-    """What a function of peercred answers of a good connection, when the option gives such an answer."""
+    """What a function of peercred answers of a good connection.
+
+    The option gives such an answer.
+    """
 
     def ask(function, option, *answer, connected=True, **fake):
         program = f"""
@@ -104,19 +111,25 @@ except OSError as error:
 
 
 def test_the_shim_is_asked(ask):
-    """The counter-test: a well-formed answer is believed. (And the lock is held: see the shim.)"""
+    """The counter-test: a well-formed answer is believed.
+
+    The library also checks that the lock of the interpreter is held.
+    """
     answer = ask("read", socket.SO_PEERCRED, struct.pack("iII", 7, 8, 9))
     assert answer == "Cred(pid=7, uid=8, gid=9)"
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 11, 13, 16])
 def test_credentials_of_another_length_are_refused(ask, length):
-    """Fewer than 12 bytes, or more, are no struct ucred: zeroes must not turn into root."""
+    """Fewer than 12 bytes, or more, are no struct ucred.
+
+    Zeroes must not turn into root.
+    """
     assert ask("read", socket.SO_PEERCRED, bytes(length)).startswith(f"OSError {errno.EPROTO} ")
 
 
 def test_what_the_kernel_leaves_unwritten_is_nobody(ask):
-    """A kernel that says 12 bytes and writes none, or only the pid, has not said root."""
+    """Bytes that the kernel does not write are nobody's, and not root's."""
     for written in (b"", bytes(4), bytes(8)):
         answer = ask("read", socket.SO_PEERCRED, written, length=12)
         assert answer.startswith(f"NoPeerError {errno.ENOTCONN} ")
@@ -124,7 +137,7 @@ def test_what_the_kernel_leaves_unwritten_is_nobody(ask):
 
 @pytest.mark.parametrize("length", [260, 2**18 + 4, 2**31 - 4, -4])
 def test_longer_than_the_buffer_is_refused(ask, length):
-    """A length beyond the buffer's is not read on, into memory that is another's."""
+    """A length beyond the buffer's is refused, and nothing is read there."""
     assert ask("read_groups", SO_PEERGROUPS, gids(1), length=length).startswith(f"OSError {errno.EPROTO} ")
     assert ask("read_label", socket.SO_PEERSEC, b"label", length=length).startswith(f"OSError {errno.EPROTO} ")
 
@@ -132,12 +145,12 @@ def test_longer_than_the_buffer_is_refused(ask, length):
 @pytest.mark.parametrize("ids", [(2**32 - 1, 2**32 - 1), (2**32 - 1, 0), (0, 2**32 - 1)])
 @pytest.mark.parametrize("pid", [0, 1])
 def test_an_id_of_minus_one_is_nobody(ask, ids, pid):
-    """Neither a uid nor a gid of -1 is an identity, whatever stands beside it."""
+    """A uid or gid of -1 is no identity, whatever stands beside it."""
     assert ask("read", socket.SO_PEERCRED, struct.pack("iII", pid, *ids)).startswith(f"NoPeerError {errno.ENOTCONN} ")
 
 
 def test_kernel_without_the_option(ask):
-    """ENOPROTOOPT is "unsupported", and names the option."""
+    """A kernel without SO_PEERCRED is "unsupported", and the error names it."""
     answer = ask("read", socket.SO_PEERCRED, error=errno.ENOPROTOOPT)
     assert answer.startswith(f"UnsupportedError {errno.ENOPROTOOPT} ")
     assert "SO_PEERCRED" in answer
@@ -145,7 +158,9 @@ def test_kernel_without_the_option(ask):
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.ENOMEM, errno.EINVAL])
 def test_other_errors_come_out(ask, error):
-    """Every other errno is an OSError of that errno, in the class that Python has for it."""
+    """Every other errno is an OSError of that errno, in Python's
+    class for it.
+    """
     answer = ask("read", socket.SO_PEERCRED, error=error)
     assert answer.startswith(f"{type(OSError(error, '')).__name__} {error} ")
 
@@ -154,21 +169,26 @@ def test_other_errors_come_out(ask, error):
     "function", ["read", "read_groups", "open_pidfd", f"AllowList(uids={{{os.geteuid()}}}).require"]
 )
 def test_no_word_on_the_connection_is_no_permission(ask, function):
-    """If it cannot be known whether the socket is connected, there is no answer, and no pidfd is left open."""
+    """Without word on the connection there is no answer, and no pidfd is left
+    open.
+    """
     answer = ask(function, socket.SO_ACCEPTCONN, peername_errno=errno.EACCES)
     assert answer.startswith(f"PermissionError {errno.EACCES} ")
 
 
 @pytest.mark.parametrize("type_", [b"", bytes(3), struct.pack("i", -1)])
 def test_no_word_on_the_type_is_no_permission(ask, type_):
-    """A peer with an address is one only if the socket is known to be no datagram socket."""
+    """A peer with an address is refused if the socket's type is not known."""
     answer = ask("read", socket.SO_TYPE, type_, connected="to an address")
     assert answer.startswith(f"OSError {errno.EPROTO} ")
 
 
 @pytest.mark.parametrize("option", [socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_ACCEPTCONN])
 def test_no_word_on_why_there_is_no_peer(ask, option):
-    """If the reason cannot be looked up, because the socket was closed meanwhile, say, there is still no peer."""
+    """There is no peer, even if the reason cannot be looked up.
+
+    The socket may have been closed meanwhile.
+    """
     answer = ask("read", option, error=errno.EBADF, connected=False)
     assert answer.startswith(f"NoPeerError {errno.ENOTCONN} ")
 
@@ -179,21 +199,23 @@ def gids(*numbers):
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 10_000])
 def test_groups_of_any_number(ask, count):
-    """The kernel's order and duplicates, in one call or after growing."""
+    """Groups come in the kernel's order with duplicates, however many there
+    are.
+    """
     numbers = [*range(2**32 - 2, 2**32 - 2 - count // 2, -1), *[5] * (count - count // 2)]
     assert ask("read_groups", SO_PEERGROUPS, gids(*numbers)) == repr(tuple(numbers))
 
 
 @pytest.mark.parametrize("length", [1, 3, 5, 7])
 def test_groups_of_odd_length_are_refused(ask, length):
-    """Bytes that are no whole number of gids are no groups."""
+    """Bytes that are no whole number of gids are refused."""
     assert ask("read_groups", SO_PEERGROUPS, bytes(length)).startswith(f"OSError {errno.EPROTO} ")
 
 
 @pytest.mark.parametrize("function", ["read_groups", "read_label"])
 @pytest.mark.parametrize("growth", [-4, 0, 4, 4096])
 def test_size_that_is_never_right_ends(ask, function, growth):
-    """A size that changes with each call ends in an error or an answer, and not never."""
+    """A size that changes with each call ends in an error or an answer."""
     option = SO_PEERGROUPS if function == "read_groups" else socket.SO_PEERSEC
     answer = ask(function, option, b"A" * 8192, growth=growth)
     assert answer.startswith(f"OSError {errno.ERANGE} ") == (growth > 0)
@@ -214,32 +236,39 @@ LABELS = {
 
 @pytest.mark.parametrize("form", LABELS)
 def test_labels(ask, form):
-    """SELinux's and AppArmor's forms, of any length."""
+    """Labels of SELinux and AppArmor come as they are, of any length."""
     answer, label = LABELS[form]
     assert ask("read_label", socket.SO_PEERSEC, answer) == repr(label)
 
 
 @pytest.mark.parametrize("answer", [b"", b"\0"])
 def test_empty_label_is_an_error(ask, answer):
-    """No label is no answer."""
+    """An empty label is an error."""
     assert ask("read_label", socket.SO_PEERSEC, answer).startswith(f"OSError {errno.ENODATA} ")
 
 
 def test_label_of_a_socket_without_a_peer_is_an_error(ask):
-    """SELinux says `unlabeled`, with success, of a socket that has no peer."""
+    """`unlabeled`, which SELinux says of a socket without a peer, is
+    an error.
+    """
     answer = ask("read_label", socket.SO_PEERSEC, b"system_u:object_r:unlabeled_t:s0\0", connected=False)
     assert answer.startswith(f"NoPeerError {errno.ENOTCONN} ")
 
 
 def test_kernel_without_labels(ask):
-    """No security module is "unsupported", and names the option."""
+    """A kernel without labels is "unsupported", and the error names
+    SO_PEERSEC.
+    """
     answer = ask("read_label", socket.SO_PEERSEC, error=errno.ENOPROTOOPT)
     assert answer.startswith(f"UnsupportedError {errno.ENOPROTOOPT} ")
     assert "SO_PEERSEC" in answer
 
 
 def test_pidfd_outcomes_are_three(ask):
-    """Old kernel, peer gone and full table are told apart, as the kernels before 6.5, and from 6.5 to 6.15, say it."""
+    """Old kernel, peer gone and full table are told apart.
+
+    Kernels before 6.5, and from 6.5 to 6.15, say them so.
+    """
     kinds = {
         errno.ENOPROTOOPT: f"UnsupportedError {errno.ENOPROTOOPT} ",
         errno.EINVAL: f"ProcessLookupError {errno.ESRCH} ",
@@ -250,7 +279,10 @@ def test_pidfd_outcomes_are_three(ask):
 
 
 def test_old_kernel_without_a_peer(ask):
-    """Where an old kernel would say "unsupported" of a socket that has no peer, the reason is the latter."""
+    """A socket without a peer is told so by an old kernel too.
+
+    That kernel says only that it lacks the option.
+    """
     for function, option in (("open_pidfd", SO_PEERPIDFD), ("read_groups", SO_PEERGROUPS)):
         answer = ask(function, option, error=errno.ENOPROTOOPT, connected=False)
         assert answer.startswith(f"NoPeerError {errno.ENOTCONN} ")
@@ -258,12 +290,12 @@ def test_old_kernel_without_a_peer(ask):
 
 @pytest.mark.parametrize("length", [0, 1, 3])
 def test_pidfd_cut_off_is_refused(ask, length):
-    """Fewer bytes than an int are no descriptor, and none is closed by mistake."""
+    """Fewer bytes than an int are no descriptor, and none is closed."""
     assert ask("open_pidfd", SO_PEERPIDFD, bytes(length)).startswith(f"OSError {errno.EPROTO} ")
 
 
 def test_groups_are_asked_for_only_if_they_decide(ask):
-    """With the uid listed, or no gids, a failure of SO_PEERGROUPS is none of an AllowList's business."""
+    """A failure of SO_PEERGROUPS counts only if the groups had to decide."""
 
     def require(**ids):
         return ask(f"AllowList(**{ids}).require", SO_PEERGROUPS, error=errno.ENOPROTOOPT)
@@ -276,13 +308,13 @@ def test_groups_are_asked_for_only_if_they_decide(ask):
 
 @pytest.mark.parametrize("number", [-1, -24, -(2**31)])
 def test_negative_pidfd_is_refused(ask, number):
-    """It is no descriptor."""
+    """A negative number is no descriptor."""
     assert ask("open_pidfd", SO_PEERPIDFD, struct.pack("i", number)).startswith(f"OSError {errno.EPROTO} ")
 
 
 @pytest.mark.parametrize(("error", "alive"), [(errno.ENOPROTOOPT, None), (errno.EINVAL, False)])
 def test_command_without_a_pidfd(environment, error, alive):
-    """The command names no program by pid alone, on kernels that have no pidfd, or none of a peer that is gone."""
+    """The command names no program if the kernel gives no pidfd."""
     env = environment(SO_PEERPIDFD, error=error)
     result = subprocess.run([sys.executable, "-m", "peercred", "--json"], env=env, check=True, capture_output=True)
     peer = json.loads(result.stdout)

@@ -1,6 +1,8 @@
-"""Labels under SELinux and AppArmor, of peers that have taken another one; elsewhere, that there is none.
+"""Labels under SELinux and AppArmor, of peers that have taken another one;
+elsewhere, that there is none.
 
-Reading a label in /proc/self/attr/current is the oracle. Where no label can be taken, the peer keeps its own.
+Reading a label in /proc/self/attr/current is the oracle. Where no label can be
+taken, the peer keeps its own.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from peers import Child, outcome
 import peercred
 
 CURRENT = Path("/proc/self/attr/current")
-# For SELinux, a domain of Debian's policy; for AppArmor, a profile that .ci/kernels loads.
+# For SELinux, a domain of Debian's policy. For AppArmor, a profile that
+# .ci/kernels loads.
 TAKEN = (b"system_u:system_r:syslogd_t:s0", b"changeprofile peercred-test")
 
 
@@ -35,7 +38,10 @@ def own_label() -> bytes | None:
 
 @pytest.mark.parametrize("when", ["before socket(2)", "between socket(2) and connect(2)"])
 def test_label_is_that_of_the_sockets_maker(server, when):
-    """A label is the one that the process had when it made its socket, and not the one that it connected with."""
+    """A label is what the process had when it made its socket.
+
+    What it had when it connected does not count.
+    """
 
     def peer():
         if when == "before socket(2)":

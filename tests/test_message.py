@@ -1,4 +1,4 @@
-"""Message: a value, and the owner of its descriptors."""
+"""A Message is a value, and the owner of its descriptors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def is_open(fd):
 
 
 def test_close(message):
-    """Closes its descriptors once. Their numbers may be other descriptors' soon, and are forgotten."""
+    """close() closes the descriptors once, and forgets their numbers.
+
+    They may be other descriptors' soon.
+    """
     fds = message.fds
     message.close()
     assert message.fds == ()
@@ -42,7 +45,7 @@ def test_close(message):
 
 
 def test_with(datagrams):
-    """`with` closes them, after an error too."""
+    """`with` closes the descriptors, after an error too."""
     receiver, sender = datagrams
     socket.send_fds(sender, [b"x"], [0])
     with pytest.raises(ZeroDivisionError), messages.receive(receiver, 100, max_fds=1) as message:
@@ -53,7 +56,7 @@ def test_with(datagrams):
 
 
 def test_detach_fds(message):
-    """Hands them over, and the message closes nothing any more."""
+    """Detached descriptors are the caller's, and close() leaves them alone."""
     fds = message.detach_fds()
     assert len(fds) == 2
     assert (message.fds, message.detach_fds()) == ((), ())
@@ -69,7 +72,7 @@ def drop(kept):
 
 
 def test_dropped(datagrams):
-    """They are closed, and a ResourceWarning says so, as of a socket."""
+    """A dropped message closes its descriptors, with a ResourceWarning."""
     receiver, sender = datagrams
     socket.send_fds(sender, [b"x"], [0, 0])
     kept = [messages.receive(receiver, 100, max_fds=2)]
@@ -80,7 +83,10 @@ def test_dropped(datagrams):
 
 
 def test_copies_own_nothing(message):
-    """A message with descriptors is not copied or pickled, and what replace() makes of it has none."""
+    """A message with descriptors is neither copied nor pickled.
+
+    What replace() makes of it has none.
+    """
     for function in (copy.copy, copy.deepcopy, pickle.dumps, lambda message: pickle.dumps([message])):
         with pytest.raises(TypeError, match="cannot be copied or pickled: close or detach them first"):
             function(message)
@@ -91,7 +97,10 @@ def test_copies_own_nothing(message):
 
 
 def test_is_a_value(datagrams):
-    """Immutable, comparable, hashable; without descriptors, copied and pickled as any other."""
+    """A message is immutable, comparable and hashable.
+
+    Without descriptors, it can be copied and pickled.
+    """
     receiver, sender = datagrams
     sender.send(b"x")
     message = messages.receive(receiver, 100)
@@ -107,7 +116,7 @@ def test_is_a_value(datagrams):
 
 
 def test_made_by_hand():
-    """For other people's tests: with any data and Cred, and without descriptors."""
+    """A message can be made by hand, without descriptors, for tests."""
     message = messages.Message(data=b"x", cred=Cred(5, 6, 7))
     assert (message.pidfd, message.fds, message.label, message.flags, message.address) == (None, (), None, 0, None)
     assert (message.detach_pidfd(), message.detach_fds()) == (None, ())

@@ -22,7 +22,7 @@ def overflow_ids():
 
 
 def test_sender_is_named(ends):
-    """The pid and real ids of the process that wrote, whatever kind of socket."""
+    """A message has the pid and real ids of the process that wrote it."""
     receiver, sender = ends
     messages.enable(receiver)
     with Child(lambda: sender.send(b"hello")) as child:
@@ -36,7 +36,7 @@ def test_sender_is_named(ends):
 
 @needs_root
 def test_real_ids(ends):
-    """Of real, effective and saved ids, the real ones: those that SO_PEERCRED does not give."""
+    """Of real, effective and saved ids, a message has the real ones."""
     receiver, sender = ends
     messages.enable(receiver)
 
@@ -52,7 +52,7 @@ def test_real_ids(ends):
 
 @needs_root
 def test_large_ids(datagrams):
-    """Ids above 2^31 are unsigned."""
+    """A sender's ids above 2^31 are unsigned."""
     receiver, sender = datagrams
     call(lambda: become(uid=4294967294, gid=3000000000) or sender.send(b"x"))
     cred = messages.receive(receiver, 100).cred
@@ -60,7 +60,7 @@ def test_large_ids(datagrams):
 
 
 def test_writer_that_inherited_the_connection(server):
-    """Who writes, not who connected."""
+    """A message names who writes it, not who connected."""
     messages.enable(server)
     with connect(server.getsockname()) as client, server.accept()[0] as conn:
         with Child(lambda: client.send(b"x")) as child:
@@ -69,7 +69,7 @@ def test_writer_that_inherited_the_connection(server):
 
 
 def test_two_writers_of_one_stream(pair):
-    """A read ends where the sender changes."""
+    """One read of a stream ends where the sender changes."""
     receiver, sender = pair
     messages.enable(receiver)
     pids = []
@@ -89,7 +89,7 @@ def test_two_writers_of_one_stream(pair):
 @pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
 @pytest.mark.parametrize("bufsize", [0, 100])
 def test_empty_message_is_real(kind, bufsize):
-    """An empty message is one, with a sender."""
+    """An empty datagram or seqpacket message has a sender."""
     receiver, sender = socket.socketpair(socket.AF_UNIX, kind)
     with receiver, sender:
         messages.enable(receiver)
@@ -100,7 +100,7 @@ def test_empty_message_is_real(kind, bufsize):
 
 
 def test_reading_nothing_of_a_stream(pair):
-    """Zero bytes of data that are there have a sender."""
+    """Reading zero bytes of data that are there names their sender."""
     receiver, sender = pair
     messages.enable(receiver)
     sender.send(b"x")
@@ -109,7 +109,7 @@ def test_reading_nothing_of_a_stream(pair):
 
 
 def test_truncated_data(datagrams):
-    """The rest of a datagram is cut off, and the flags say so; its sender is whole."""
+    """A datagram that is cut off sets MSG_TRUNC, and its sender is whole."""
     receiver, sender = datagrams
     sender.send(b"abcdef")
     message = messages.receive(receiver, 3)
@@ -117,7 +117,7 @@ def test_truncated_data(datagrams):
 
 
 def test_address(place):
-    """The address that the sender is bound to."""
+    """A message has the address that its sender is bound to."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(place / "receiver"))
         messages.enable(receiver)
@@ -130,7 +130,10 @@ def test_address(place):
 
 
 def test_credentials_without_room(datagrams):
-    """Squeezed out by a time stamp that the receiver itself has asked for: an error, not a message of nobody."""
+    """Credentials that SO_TIMESTAMP squeezes out are an error.
+
+    The message must not pass for one of nobody.
+    """
     receiver, sender = datagrams
     receiver.setsockopt(socket.SOL_SOCKET, 29, 1)  # SO_TIMESTAMP
     sender.send(b"x")

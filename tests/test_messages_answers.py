@@ -1,4 +1,7 @@
-"""Stamps that this kernel never gives, put in the place of recvmsg's and setsockopt's by a preloaded library."""
+"""Stamps and options as this kernel never gives them.
+
+A preloaded library puts them in the place of recvmsg's and setsockopt's.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,9 @@ def shim(preloadable):
 
 @pytest.fixture
 def run(shim):
-    """What a program prints that has a `receiver` and a `sender` of datagrams."""
+    """What a program prints that has a `receiver` and a `sender` of
+    datagrams.
+    """
 
     def run(*lines, **fake):
         program = "\n".join([PREPARE, *(f"    {line}" for line in lines), EXPLAIN])
@@ -126,7 +131,10 @@ def test_the_shim_is_asked(run):
 
 
 def test_control_messages_of_other_levels(run):
-    """The numbers mean something else there: what looks like credentials of root, or a descriptor, is neither."""
+    """Control messages of another level are ignored.
+
+    Their numbers look like credentials of root, or a descriptor.
+    """
     ip = b"".join(
         control(kind, payload).replace(struct.pack("i", socket.SOL_SOCKET), struct.pack("i", socket.IPPROTO_IP), 1)
         for kind, payload in ((socket.SCM_CREDENTIALS, struct.pack("iII", 1, 0, 0)), (socket.SCM_RIGHTS, bytes(4)))
@@ -151,21 +159,23 @@ LABELS = {
 
 @pytest.mark.parametrize("form", LABELS)
 def test_labels(run, form):
-    """SELinux's and AppArmor's forms; an empty one is none."""
+    """Labels of SELinux and AppArmor come as they are, and an empty one is
+    none.
+    """
     payload, label = LABELS[form]
     answer = run(*WHOLE, CONTROL=(CREDS + control(SCM_SECURITY, payload)).hex())
     assert f"cred=Cred(pid=7, uid=8, gid=9), label={label}, flags=0" in answer
 
 
 def test_label_that_is_cut_off(run):
-    """Part of a label is none, and an error."""
+    """A label that is cut off is an error."""
     answer = run(*WHOLE, CONTROL=(CREDS + control(SCM_SECURITY, b"y" * 5000)).hex())
     assert answer.startswith(f"OSError {errno.EMSGSIZE} ")
 
 
 @pytest.mark.parametrize("length", [0, 1, 4, 8, 11, 13, 16])
 def test_credentials_of_another_length_are_refused(run, length):
-    """Fewer than 12 bytes, or more, are no struct ucred."""
+    """A stamp of fewer than 12 bytes, or more, is an error."""
     answer = run(*WHOLE, CONTROL=control(socket.SCM_CREDENTIALS, bytes(length)).hex())
     assert answer.startswith(f"OSError {errno.EMSGSIZE} ")
 
@@ -173,14 +183,14 @@ def test_credentials_of_another_length_are_refused(run, length):
 @pytest.mark.parametrize("ids", [(2**32 - 1, 2**32 - 1), (2**32 - 1, 0), (0, 2**32 - 1)])
 @pytest.mark.parametrize("pid", [0, 1])
 def test_an_id_of_minus_one_is_nobody(run, ids, pid):
-    """Neither a uid nor a gid of -1 is an identity, whatever stands beside it."""
+    """A uid or gid of -1 is no sender, whatever stands beside it."""
     payload = struct.pack("iII", pid, *ids)
     assert "cred=None" in run(*WHOLE, CONTROL=control(socket.SCM_CREDENTIALS, payload).hex())
 
 
 @pytest.mark.parametrize("ids", [(8, 9), (0, 0)])
 def test_pid_of_nought_with_ids_is_somebody(run, ids):
-    """A stranger to the PID namespace, and to it alone."""
+    """A pid of 0 beside valid ids is a sender in another PID namespace."""
     answer = run(*WHOLE, CONTROL=control(socket.SCM_CREDENTIALS, struct.pack("iII", 0, *ids)).hex())
     assert f"cred=Cred(pid=None, uid={ids[0]}, gid={ids[1]})" in answer
 
@@ -195,7 +205,10 @@ def test_pid_of_nought_with_ids_is_somebody(run, ids):
     ],
 )
 def test_no_pidfd_and_the_reason(run, number, error):
-    """A negative payload is an errno: EINVAL of a reaped sender, from Linux 6.5 to 6.15."""
+    """A negative number in the place of a pidfd is its errno.
+
+    EINVAL means a reaped sender, from Linux 6.5 to 6.15.
+    """
     stamps = CREDS + control(SCM_PIDFD, struct.pack("i", -number))
     answer = run(
         "messages.enable(receiver, pidfd=True)",
@@ -208,7 +221,10 @@ def test_no_pidfd_and_the_reason(run, number, error):
 
 @needs_pidfd
 def test_option_that_is_turned_on_meanwhile(run):
-    """Credentials for which there is no room arrive in part: an error, and the pidfd beside them is not left open."""
+    """Credentials without room arrive in part, which is an error.
+
+    The pidfd beside them is closed.
+    """
     answer = run(
         "messages.receive(receiver, 10)",
         "messages.enable(receiver, creds=False, pidfd=True)",
@@ -233,7 +249,10 @@ ENABLE = [
     [(errno.ENOPROTOOPT, f"UnsupportedError {errno.ENOPROTOOPT} "), (errno.EACCES, f"PermissionError {errno.EACCES} ")],
 )
 def test_enable_is_all_or_nothing(run, number, error):
-    """Where one option is refused, the others are as they were, and the error names it."""
+    """If one option is refused, the others are as before.
+
+    The error names it.
+    """
     state, answer = run(*ENABLE, OPTION=SO_PASSPIDFD, ERRNO=number).splitlines()
     assert state == "0 1"
     assert answer.startswith(error)
@@ -242,7 +261,9 @@ def test_enable_is_all_or_nothing(run, number, error):
 
 
 def test_kernel_without_pidfds(run):
-    """There the option counts as off, and to switch it off is no error; and the rest works."""
+    """A kernel without SO_PASSPIDFD works, as long as nobody asks for
+    pidfds.
+    """
     answer = run(
         "messages.enable(receiver)",
         "sender.send(b'y')",
@@ -255,6 +276,9 @@ def test_kernel_without_pidfds(run):
 
 
 def test_options_that_cannot_be_asked(run):
-    """Any other failure is an error: not knowing is not "off"."""
+    """If the kernel does not say which options are on, it is an error.
+
+    Not knowing is not "off".
+    """
     answer = run("messages.receive(receiver, 10)", NO_OPTION=SO_PASSPIDFD, ERRNO=errno.EACCES)
     assert answer.startswith(f"PermissionError {errno.EACCES} ")

@@ -15,7 +15,10 @@ from peercred import messages
 @pytest.mark.parametrize("room", [0, 1])
 @pytest.mark.parametrize("flags", [0, socket.MSG_PEEK])
 def test_received(ends, number, room, flags):
-    """As many as were attached, of the very file, close-on-exec; each MSG_PEEK makes new ones."""
+    """As many descriptors arrive as were attached, of the very file.
+
+    They are close-on-exec. Each MSG_PEEK makes new ones.
+    """
     receiver, sender = ends
     messages.enable(receiver)
     attach(sender, b"x", number, file=__file__)
@@ -30,7 +33,10 @@ def test_received(ends, number, room, flags):
 @pytest.mark.parametrize(("attached", "max_fds"), [(2, 1), (3, 2), (253, 1), (253, 252)])
 @pytest.mark.parametrize("label", [True, False])
 def test_more_than_there_is_room_for(ends, attached, max_fds, label):
-    """The first of them; the rest is lost or closed, and MSG_CTRUNC is in the flags."""
+    """Of too many descriptors the first arrive, and MSG_CTRUNC is in the flags.
+
+    The others are lost or closed.
+    """
     receiver, sender = ends
     messages.enable(receiver, label=label)
     attach(sender, b"x", attached)
@@ -45,7 +51,7 @@ def test_more_than_there_is_room_for(ends, attached, max_fds, label):
 @pytest.mark.parametrize("number", [0, 1, 2, 253])
 @pytest.mark.parametrize("label", [True, False])
 def test_everything_in_one_message(ends, number, label):
-    """Credentials, pidfd, label and descriptors."""
+    """Credentials, pidfd, label and descriptors arrive in one message."""
     receiver, sender = ends
     messages.enable(receiver, pidfd=True, label=label)
     attach(sender, b"x", number)
@@ -55,7 +61,7 @@ def test_everything_in_one_message(ends, number, label):
 
 
 def test_with_nothing_enabled(ends):
-    """Descriptors come without credentials as well."""
+    """Descriptors arrive without credentials too."""
     receiver, sender = ends
     attach(sender, b"x", 1)
     with messages.receive(receiver, 100, max_fds=1) as message:
@@ -64,20 +70,23 @@ def test_with_nothing_enabled(ends):
 
 @pytest.mark.parametrize("number", [-1, 254, 2**31, 2**64, -(2**64)])
 def test_max_fds_out_of_range(pair, number):
-    """The kernel sends 253 at most."""
+    """max_fds is refused if the kernel cannot send so many."""
     with pytest.raises(ValueError, match=f"^max_fds must be from 0 to 253, the kernel's limit, not {number}$"):
         messages.receive(pair[0], 10, max_fds=number)
 
 
 @pytest.mark.parametrize("number", [None, "1", 1.5, (1,)])
 def test_max_fds_is_an_int(pair, number):
-    """Nothing else is a number of descriptors."""
+    """max_fds must be an int."""
     with pytest.raises(TypeError):
         messages.receive(pair[0], 10, socket.MSG_DONTWAIT, max_fds=number)
 
 
 def test_full_table(ends):
-    """As many as there is place for, and MSG_CTRUNC; data and credentials are whole."""
+    """As many descriptors arrive as the table has room for, with MSG_CTRUNC.
+
+    Data and credentials are whole.
+    """
     receiver, sender = ends
     messages.enable(receiver)
     attach(sender, b"x", 5)
@@ -95,7 +104,9 @@ def test_full_table(ends):
 
 
 def test_socket_that_carries_itself(pair):
-    """A descriptor of the very connection that it arrives on: circular, and closed like any other."""
+    """A descriptor of the very connection that it arrives on is one like any
+    other.
+    """
     receiver, sender = pair
     messages.enable(receiver)
     for _ in range(3):

@@ -8,7 +8,7 @@ from peercred import messages
 
 
 def test_options_of_a_listener_are_inherited(server):
-    """What the listener has enabled before listen() its connections have on."""
+    """Connections have what their listener enabled before listen()."""
     messages.enable(server)
     server.listen()
     with connect(server.getsockname()) as client, server.accept()[0] as conn:
@@ -18,7 +18,7 @@ def test_options_of_a_listener_are_inherited(server):
 
 
 def test_enable_is_as_given(ends):
-    """Each option on or off, as the kernel says."""
+    """enable() turns each option on or off, as given."""
     receiver, _ = ends
     messages.enable(receiver)
     assert enabled(receiver) == {"creds"}
@@ -30,7 +30,7 @@ def test_enable_is_as_given(ends):
 
 @needs_pidfd
 def test_enable_pidfd(ends):
-    """Likewise SO_PASSPIDFD."""
+    """enable() turns SO_PASSPIDFD on or off, as given."""
     receiver, _ = ends
     messages.enable(receiver, creds=False, pidfd=True, label=True)
     assert enabled(receiver) == {"pidfd", "label"}

@@ -1,4 +1,4 @@
-"""receive(): neither memory nor descriptors grow with the number of messages."""
+"""receive(): no growth with the number of messages."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from peercred import messages
 
 
 def test_label(datagrams):
-    """What this kernel says, with SO_PASSSEC: a label of a module that labels datagrams, or none; and the data."""
+    """A message has the label that this kernel gives, or none, and its data."""
     receiver, sender = datagrams
     messages.enable(receiver, label=True)
     sender.send(b"x")
@@ -24,7 +24,10 @@ def test_label(datagrams):
 
 
 def test_label_alone(ends):
-    """On a stream the kernel gives no label without credentials or pidfd: an error, before anything is changed."""
+    """A label alone cannot be enabled on a stream, and nothing is changed.
+
+    There the kernel gives it only along with credentials or a pidfd.
+    """
     receiver, _ = ends
     if receiver.type == socket.SOCK_STREAM:
         messages.enable(receiver)

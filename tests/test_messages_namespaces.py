@@ -15,7 +15,10 @@ from peercred import Cred, messages
 @needs_namespaces
 @pytest.mark.parametrize("mapping", ["1000 0 1", "0 1000 1"])
 def test_end_of_a_stream_in_a_user_namespace(pair, mapping):
-    """Root's zeroes are translated: the kernel says (0, 1000, 1000) to whom root is 1000, and that is nobody either."""
+    """The end of a stream is nobody's in a user namespace either.
+
+    The kernel says (0, 1000, 1000) to whom root is 1000.
+    """
     receiver, sender = pair
     messages.enable(receiver)
     sender.close()
@@ -32,7 +35,10 @@ def test_end_of_a_stream_in_a_user_namespace(pair, mapping):
 
 @needs_namespaces
 def test_sender_in_another_pid_namespace(ends):
-    """Pid None beside valid ids, root's too: also of a message without data, if it is one."""
+    """A sender in another PID namespace has a pid of None and valid ids.
+
+    That is so for root and for an empty message, too.
+    """
     receiver, sender = ends
     messages.enable(receiver)
     sender.send(b"x")
@@ -49,7 +55,10 @@ def test_sender_in_another_pid_namespace(ends):
 
 @needs_namespaces
 def test_one_overflow_id_is_a_sender(datagrams):
-    """Outside of the PID namespace, one id that reads 65534 beside another is an identity; two are not."""
+    """One id of 65534 beside another one is a sender; two of them are nobody.
+
+    Both are seen from another PID namespace.
+    """
     receiver, sender = datagrams
     uid, gid = overflow_ids()
     for ids in ((uid, 2001), (1001, gid), (uid, gid)):
@@ -63,7 +72,10 @@ def test_one_overflow_id_is_a_sender(datagrams):
 
 @needs_namespaces
 def test_overflow_ids_are_the_systems(datagrams, tmp_path):
-    """They are those that the system says now, not 65534: root may change them. (Here, only this namespace's files.)"""
+    """The overflow ids are those that the system says now.
+
+    Root may change them. (Here, only this namespace's files.)
+    """
     receiver, sender = datagrams
     for _ in range(2):
         call(lambda: become(uid=60001, gid=60002) or sender.send(b"x"))
@@ -80,7 +92,7 @@ def test_overflow_ids_are_the_systems(datagrams, tmp_path):
 
 @needs_namespaces
 def test_sender_without_a_mapping(datagrams):
-    """A stranger to the user namespace alone has a pid, and overflow ids: the reader is told both."""
+    """A sender without a mapping has its pid, and overflow ids."""
     receiver, sender = datagrams
     with Child(lambda: become(uid=1001, gid=2001) or sender.send(b"x")) as child:
         child.result()

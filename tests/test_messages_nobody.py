@@ -13,7 +13,10 @@ from peercred import messages
 
 
 def test_early_message_has_no_sender(ends):
-    """What was queued before the option was on has (0, 65534, 65534) from the kernel, and None here."""
+    """A message that was queued before the option was on has no sender.
+
+    The kernel says (0, 65534, 65534).
+    """
     receiver, sender = ends
     call(lambda: sender.send(b"early"))
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -26,7 +29,7 @@ def test_early_message_has_no_sender(ends):
 
 
 def test_early_and_late_on_one_stream(pair):
-    """Early data is not handed to the sender of what follows."""
+    """Early data of a stream is not named after the sender of what follows."""
     receiver, sender = pair
     sender.send(b"early")
     messages.enable(receiver)
@@ -40,7 +43,7 @@ def test_early_and_late_on_one_stream(pair):
 @pytest.mark.parametrize("flags", [0, socket.MSG_PEEK])
 @pytest.mark.parametrize("bufsize", [0, 100])
 def test_end_of_a_stream_has_no_sender(pair, how, flags, bufsize):
-    """There the kernel says (0, 0, 0): root."""
+    """The end of a stream has no sender, though the kernel says root."""
     receiver, sender = pair
     messages.enable(receiver)
     if how == "closed":
@@ -53,7 +56,7 @@ def test_end_of_a_stream_has_no_sender(pair, how, flags, bufsize):
 
 
 def test_end_of_a_seqpacket_connection():
-    """It comes without credentials."""
+    """The end of a seqpacket connection has no sender."""
     receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with receiver:
         messages.enable(receiver)
@@ -62,7 +65,7 @@ def test_end_of_a_seqpacket_connection():
 
 
 def test_out_of_band_data_has_no_sender(pair):
-    """MSG_OOB gives the byte without credentials."""
+    """Out-of-band data has no sender."""
     receiver, sender = pair
     messages.enable(receiver)
     try:

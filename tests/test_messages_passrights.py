@@ -15,7 +15,10 @@ from peercred import messages
 
 @needs_passrights
 def test_refused_at_the_sender(ends):
-    """Linux 6.16: who attaches gets EPERM, plain messages arrive, and pidfds too."""
+    """Who attaches descriptors gets EPERM.
+
+    Plain messages and pidfds still arrive.
+    """
     receiver, sender = ends
     messages.enable(receiver, pidfd=True, fds=False)
     with pytest.raises(PermissionError):
@@ -32,7 +35,7 @@ def test_refused_at_the_sender(ends):
 
 @needs_passrights
 def test_accepted_connections_refuse_too(server):
-    """What the listener has refused before listen(), its connections refuse."""
+    """Connections refuse what their listener refused before listen()."""
     messages.enable(server, fds=False)
     server.listen()
     with socket.socket(socket.AF_UNIX) as client:

@@ -14,7 +14,7 @@ from peercred import messages
 @needs_pidfd
 @needs_pidfd_open
 def test_pidfd_is_the_sender(ends):
-    """The kernel's number of it, and the identity of a pidfd that was opened by pid while it surely lives."""
+    """The pidfd refers to the sender, and is close-on-exec."""
     receiver, sender = ends
     messages.enable(receiver, pidfd=True)
     with Child(lambda: sender.send(b"x")) as child, messages.receive(receiver, 100) as message:
@@ -25,7 +25,7 @@ def test_pidfd_is_the_sender(ends):
 
 @needs_pidfd
 def test_pidfd_without_credentials(ends):
-    """Each option is on its own."""
+    """A pidfd arrives without credentials, if only that is enabled."""
     receiver, sender = ends
     messages.enable(receiver, creds=False, pidfd=True)
     sender.send(b"x")
@@ -36,7 +36,7 @@ def test_pidfd_without_credentials(ends):
 
 @needs_pidfd
 def test_early_message_has_no_pidfd(ends):
-    """Nothing stamped: no pidfd, and that is no error."""
+    """A message that was queued early has no pidfd, which is no error."""
     receiver, sender = ends
     sender.send(b"x")
     messages.enable(receiver, pidfd=True)
@@ -46,7 +46,7 @@ def test_early_message_has_no_pidfd(ends):
 
 @needs_pidfd
 def test_peeking_makes_one_more_pidfd(ends):
-    """Each belongs to its message."""
+    """Each MSG_PEEK makes a new pidfd, which its message owns."""
     receiver, sender = ends
     messages.enable(receiver, pidfd=True)
     sender.send(b"x")
@@ -58,7 +58,10 @@ def test_peeking_makes_one_more_pidfd(ends):
 
 @needs_pidfd
 def test_reaped_sender(ends):
-    """A pidfd of nobody, or none and the reason, ESRCH; the credentials are whole."""
+    """A reaped sender has a pidfd of nobody, or none because of ESRCH.
+
+    Its credentials are whole.
+    """
     receiver, sender = ends
     messages.enable(receiver, pidfd=True)
     with Child(lambda: sender.send(b"x")) as child:
@@ -73,7 +76,10 @@ def test_reaped_sender(ends):
 
 @needs_pidfd
 def test_full_table(ends):
-    """No pidfd, the reason is EMFILE, and a negative number is not a descriptor; data and credentials arrive."""
+    """In a full table there is no pidfd, because of EMFILE.
+
+    Data and credentials arrive.
+    """
     receiver, sender = ends
     messages.enable(receiver, pidfd=True)
     sender.send(b"x")

@@ -22,7 +22,9 @@ FUNCTIONS = {
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
 def test_other_families(function, kind):
-    """TCP and UDP are refused on every kernel, though some let SO_PASSCRED be set there."""
+    """TCP and UDP are refused, though some kernels let SO_PASSCRED be set
+    there.
+    """
     with socket.socket(socket.AF_INET, kind) as sock:
         with pytest.raises(peercred.NoPeerError, match="only Unix sockets") as caught:
             function(sock)
@@ -31,7 +33,7 @@ def test_other_families(function, kind):
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 def test_closed_socket(function, pair):
-    """EBADF."""
+    """A closed socket is EBADF."""
     pair[0].close()
     with pytest.raises(OSError, match="should be a Unix socket") as caught:
         function(pair[0])
@@ -41,13 +43,15 @@ def test_closed_socket(function, pair):
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 @pytest.mark.parametrize("sock", [None, 3, True, "socket", sys.stdin])
 def test_not_a_socket(function, sock):
-    """Only the standard library's socket, whose sendmsg and recvmsg do the work; the error says what to do."""
+    """Whatever is no socket of the standard library is a TypeError with the
+    remedy. Its sendmsg and recvmsg do the work.
+    """
     with pytest.raises(TypeError, match=r"not a plain socket\.socket: .*loop\.add_reader, trio.*anyio"):
         function(sock)
 
 
 def test_tls_socket():
-    """An SSLSocket has no messages: refused by all three, with the remedy."""
+    """An SSLSocket, which has no messages, is refused with the remedy."""
     ours, theirs = socket.socketpair()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

@@ -33,7 +33,7 @@ def arrived(sock):
 
 
 def test_plain_send_is_stamped(ends):
-    """Without cred it is a plain send, which the kernel stamps."""
+    """Without cred, the kernel stamps the message."""
     receiver, sender = ends
     messages.enable(receiver)
     assert messages.send(sender, b"hello") == 5
@@ -41,7 +41,10 @@ def test_plain_send_is_stamped(ends):
 
 
 def test_own_credentials(ends):
-    """Pid None is one's own; and they arrive though the receiver enables them afterwards."""
+    """A pid of None is one's own.
+
+    They arrive even if the receiver enables them later.
+    """
     receiver, sender = ends
     assert messages.send(sender, b"hello", cred=Cred(None, os.getuid(), os.getgid())) == 5
     messages.enable(receiver)
@@ -55,7 +58,7 @@ def test_own_credentials(ends):
 )
 @pytest.mark.parametrize("claim", [True, False])
 def test_buffers(pair, data, claim):
-    """One buffer of any kind, or several, as in sendmsg."""
+    """One buffer of any kind can be sent, or several."""
     receiver, sender = pair
     if not isinstance(data, (list, tuple, memoryview, array.array)):
         data = iter([b"hello"])  # each parameter's object is there once
@@ -65,14 +68,16 @@ def test_buffers(pair, data, claim):
 
 @pytest.mark.parametrize("data", ["", "hello", 5, None, ["hello"]])
 def test_not_buffers(pair, data):
-    """Text and other things are no data, as in sendmsg; the empty str neither."""
+    """Text, also an empty one, and other things are no data."""
     with pytest.raises(TypeError):
         messages.send(pair[0], data)
 
 
 @pytest.mark.parametrize("data", [b"", [], [b"", b""]])
 def test_no_data_on_a_stream(pair, data):
-    """With cred that would send nothing at all; without, it is a plain send of nothing."""
+    """Credentials without data on a stream are an error, because nothing would
+    arrive. Without credentials it is a plain send of nothing.
+    """
     receiver, sender = pair
     with pytest.raises(ValueError, match="no data"):
         messages.send(sender, data, cred=own())
@@ -82,14 +87,14 @@ def test_no_data_on_a_stream(pair, data):
 
 
 def test_empty_datagram(datagrams):
-    """An empty datagram is a message, and may have cred."""
+    """An empty datagram can have credentials."""
     receiver, sender = datagrams
     assert messages.send(sender, b"", cred=own()) == 0
     assert messages.receive(receiver, 100).cred == own()
 
 
 def test_flags_and_address(place):
-    """They go to sendmsg."""
+    """Flags and address go to sendmsg."""
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
@@ -106,7 +111,10 @@ def test_flags_and_address(place):
 
 @needs_root
 def test_claims_among_ones_own_ids(ends):
-    """Real, effective and saved ids may be mixed; which one it is the receiver cannot see."""
+    """A sender may mix its real, effective and saved ids.
+
+    The receiver cannot tell them apart.
+    """
     receiver, sender = ends
     messages.enable(receiver)
 
@@ -126,7 +134,10 @@ def test_claims_among_ones_own_ids(ends):
     "claim", [Cred(None, 0, 2001), Cred(None, 1001, 0), Cred(1, 1001, 2001), Cred(2**22, 1001, 2001)]
 )
 def test_forged_claims_are_refused(ends, claim):
-    """Someone else's uid, gid or pid is EPERM without privileges, and the error names the claim; nothing arrives."""
+    """Someone else's uid, gid or pid is EPERM, and the error names the claim.
+
+    Nothing arrives.
+    """
     receiver, sender = ends
     messages.enable(receiver)
 
@@ -146,7 +157,10 @@ def test_forged_claims_are_refused(ends, claim):
 @needs_pidfd
 @needs_namespaces  # it is CAP_SYS_ADMIN that lets a process claim another's pid
 def test_root_may_claim_anything(ends):
-    """Any ids, and any process that exists, whose pidfd the receiver gets."""
+    """Root may claim any ids, and any process that exists.
+
+    The receiver gets the pidfd of that process.
+    """
     receiver, sender = ends
     messages.enable(receiver, pidfd=True)
     with Child(lambda: None) as other:
@@ -161,7 +175,7 @@ def test_root_may_claim_anything(ends):
 
 @needs_namespaces
 def test_id_without_a_mapping(ends):
-    """EINVAL, and the error names the claim."""
+    """An id without a mapping is EINVAL, and the error names the claim."""
     _, sender = ends
     error = in_user_namespace("0 0 1", lambda: outcome(messages.send, sender, b"x"))
     assert error == 1
@@ -175,7 +189,7 @@ def test_id_without_a_mapping(ends):
 
 
 def test_other_errors_are_untouched(pair):
-    """What has nothing to do with the claim is the standard library's own error."""
+    """An error that has nothing to do with the claim does not name it."""
     receiver, sender = pair
     receiver.close()
     with pytest.raises(BrokenPipeError) as caught:
@@ -185,6 +199,6 @@ def test_other_errors_are_untouched(pair):
 
 @pytest.mark.parametrize("claim", [(1, 0, 0), 1, "root", True])
 def test_not_credentials(pair, claim):
-    """Only a Cred is a claim."""
+    """Only a Cred is taken for a claim."""
     with pytest.raises(TypeError, match=r"^cred must be a peercred\.Cred or None, not "):
         messages.send(pair[0], b"x", cred=claim)

@@ -1,4 +1,4 @@
-"""send(fds=...): which descriptors can be sent, and what refuses the others."""
+"""send(fds=...): which descriptors can be sent, and which are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from peercred import Cred, messages
 
 
 def test_sent(ends):
-    """Ints and objects with fileno(), beside credentials, arrive as the standard library reads them."""
+    """Ints and objects with fileno() arrive beside credentials.
+
+    The standard library receives them.
+    """
     receiver, sender = ends
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     with open(__file__) as file:
@@ -32,7 +35,9 @@ def test_sent(ends):
 
 
 def test_as_many_as_there_can_be(ends):
-    """253 arrive, and one more is an error before anything is sent."""
+    """253 descriptors arrive, and one more is an error before
+    anything is sent.
+    """
     receiver, sender = ends
     messages.send(sender, b"x", fds=[0] * 253)
     with messages.receive(receiver, 100, max_fds=253) as message:
@@ -47,7 +52,7 @@ def test_as_many_as_there_can_be(ends):
     "fds", ["ab", b"ab", bytearray(b"ab"), memoryview(b"ab"), 5, None, [None], [True], ["5"], [5.0], [object]]
 )
 def test_what_is_no_descriptor(pair, fds):
-    """A TypeError, and nothing is sent."""
+    """What is no descriptor is a TypeError, and nothing is sent."""
     receiver, sender = pair
     with pytest.raises(TypeError):
         messages.send(sender, b"x", fds=fds)
@@ -57,13 +62,15 @@ def test_what_is_no_descriptor(pair, fds):
 
 @pytest.mark.parametrize("number", [-1, -(2**31), 2**31, 2**64])
 def test_what_no_descriptor_can_be(pair, number):
-    """-1 is the fileno() of a closed socket."""
+    """A number that no descriptor has is a ValueError, as is that of a closed
+    socket.
+    """
     with pytest.raises(ValueError, match=f"{number} in fds is no open descriptor"):
         messages.send(pair[1], b"x", fds=[0, number])
 
 
 def test_what_is_not_open(ends):
-    """The kernel's EBADF, which names them; nothing is sent."""
+    """A descriptor that is not open is EBADF, and nothing is sent."""
     receiver, sender = ends
     fd = os.dup(0)
     os.close(fd)
@@ -76,6 +83,8 @@ def test_what_is_not_open(ends):
 
 @pytest.mark.parametrize("data", [b"", [], [b"", b""]])
 def test_nothing_to_carry_them(pair, data):
-    """On a stream, descriptors without data would not arrive."""
+    """Descriptors without data on a stream are an error, because nothing would
+    arrive.
+    """
     with pytest.raises(ValueError, match="no data"):
         messages.send(pair[1], data, fds=[0])

@@ -19,7 +19,10 @@ from peercred import messages
 @pytest.mark.parametrize("number", [1, 253])
 @pytest.mark.parametrize("flags", [0, socket.MSG_PEEK])
 def test_uninvited(ends, creds, number, flags):
-    """They are lost, which MSG_CTRUNC says, and never get into the table: it is full, and that is no obstacle."""
+    """Descriptors that nobody asked for are lost, which MSG_CTRUNC says.
+
+    The table is full here, and that is no obstacle.
+    """
     receiver, sender = ends
     messages.enable(receiver, creds=creds)
     attach(sender, b"x", number)
@@ -37,7 +40,10 @@ def test_uninvited(ends, creds, number, flags):
 @pytest.mark.parametrize("number", [1, 253])
 @pytest.mark.parametrize("flags", [0, socket.MSG_PEEK])
 def test_uninvited_beside_a_pidfd(ends, number, creds, flags):
-    """They may take its room, which `pidfd_error` says. They are closed, and none is passed off as a pidfd."""
+    """Uninvited descriptors are closed, and none is passed off as a pidfd.
+
+    They may take its room, which `pidfd_error` says.
+    """
     receiver, sender = ends
     messages.enable(receiver, creds=creds, pidfd=True)
     attach(sender, b"x", number)
@@ -55,7 +61,9 @@ def test_uninvited_beside_a_pidfd(ends, number, creds, flags):
 @needs_pidfd
 @needs_pidfd_open
 def test_planted_pidfd(datagrams):
-    """A descriptor that is a pidfd of another process is not taken for the sender's."""
+    """A pidfd of another process that a sender attaches is not taken for the
+    sender's.
+    """
     receiver, sender = datagrams
     messages.enable(receiver, pidfd=True)
     pidfd = os.pidfd_open(1)
@@ -68,7 +76,9 @@ def test_planted_pidfd(datagrams):
 @needs_pidfd
 @pytest.mark.parametrize("number", [1, 253])
 def test_uninvited_beside_a_label(datagrams, number):
-    """A label's room is large and lets them in: they are closed, MSG_CTRUNC says so, and the pidfd is there."""
+    """Descriptors that fit into a label's room are closed, and the pidfd is
+    there. MSG_CTRUNC tells of them.
+    """
     receiver, sender = datagrams
     messages.enable(receiver, pidfd=True, label=True)
     attach(sender, b"x", number)

@@ -12,7 +12,7 @@ from peercred import messages
 
 
 def test_timeouts_and_blocking(datagrams):
-    """A socket's timeout and blocking mode are the standard library's."""
+    """A socket's timeout and its blocking mode are obeyed."""
     receiver, _ = datagrams
     receiver.settimeout(0.01)
     with pytest.raises(TimeoutError):
@@ -26,7 +26,7 @@ def test_timeouts_and_blocking(datagrams):
 
 
 def test_waiting_keeps_no_thread_waiting(datagrams):
-    """While receive() waits, another thread runs, and sends what it waits for."""
+    """Other threads run while receive() waits."""
     receiver, sender = datagrams
     thread = threading.Thread(target=sender.send, args=(b"x",))
     got = []
@@ -39,7 +39,7 @@ def test_waiting_keeps_no_thread_waiting(datagrams):
 
 
 def test_signal_handlers_run(datagrams):
-    """A handler runs while receive() waits, and may send what it waits for."""
+    """Signal handlers run while receive() waits."""
     receiver, sender = datagrams
     receiver.settimeout(60)
     with interrupted_by(lambda *_: sender.send(b"x"), 0.01):

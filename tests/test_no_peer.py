@@ -31,7 +31,7 @@ def bound(stack, kind):
 
 
 def failed(stack, kind):
-    """Connecting was refused, for nobody listens there."""
+    """Connecting was refused, because nobody listens there."""
     sock = unconnected(stack, kind)
     with pytest.raises(ConnectionRefusedError):
         sock.connect(bound(stack, kind).getsockname())
@@ -39,7 +39,7 @@ def failed(stack, kind):
 
 
 def would_block(stack, kind):
-    """Connecting did not wait, for the queue is full."""
+    """Connecting did not wait, though the queue is full."""
     listener = bound(stack, kind)
     listener.listen(0)
     while True:
@@ -52,7 +52,9 @@ def would_block(stack, kind):
 
 
 def test_every_type():
-    """A Unix socket of any type that the kernel makes is refused until it is connected."""
+    """A Unix socket of any type that the kernel makes is refused until it is
+    connected.
+    """
     types = set()
     for kind in range(1, 11):
         try:
@@ -67,7 +69,10 @@ def test_every_type():
 
 @pytest.mark.parametrize("make", [unconnected, bound, failed, would_block])
 def test_unconnected(make, kind):
-    """Every state before a connection is "not connected", where the kernel gives ids of -1 with success."""
+    """A socket in any state before a connection is "not connected".
+
+    The kernel gives ids of -1 with success.
+    """
     with ExitStack() as stack:
         sock = make(stack, kind)
         assert raw(sock) == NOBODY
@@ -75,13 +80,16 @@ def test_unconnected(make, kind):
 
 
 def test_listening(listener):
-    """A listener is told to be one, where the kernel answers with the listener's own identity."""
+    """A listening socket is told to be one.
+
+    The kernel answers with the listener's own identity.
+    """
     assert raw(listener) == (os.getpid(), os.geteuid(), os.getegid())
     assert_refused(listener, errno.ENOTCONN, "listening socket: pass the accepted connection")
 
 
 def test_listening_with_a_client(listener, kind):
-    """A client in the queue, and an accepted one, do not make a listener answer."""
+    """A listener is refused, whether clients wait or are accepted."""
     with connect(listener.getsockname(), kind):
         assert_refused(listener, errno.ENOTCONN, "listening socket")
         conn, _ = listener.accept()
@@ -90,7 +98,9 @@ def test_listening_with_a_client(listener, kind):
 
 
 def test_datagram():
-    """Datagram sockets know no peer, connected by address or not, and the message says where to look instead."""
+    """A datagram socket is refused, and the error says where to look
+    instead.
+    """
     with ExitStack() as stack:
         receiver = bound(stack, SOCK_DGRAM)
         connected = unconnected(stack, SOCK_DGRAM)
@@ -130,19 +140,25 @@ def other_end_bound_by_itself(stack, sock, other):
     "change", [connected_elsewhere, disconnected, other_end_gone, other_end_bound, other_end_bound_by_itself]
 )
 def test_datagram_pair_that_was_changed(change):
-    """To the kernel it still has its maker's credentials, while messages come from others."""
+    """A datagram pair that was changed is refused, because messages come from
+    others. To the kernel it still has its maker's credentials.
+    """
     with ExitStack() as stack:
         sock, other = map(stack.enter_context, socket.socketpair(AF_UNIX, SOCK_DGRAM))
         assert peercred.read(sock).pid == os.getpid()
         change(stack, sock, other)
         assert raw(sock) == (os.getpid(), os.geteuid(), os.getegid())
-        # SO_PEERSEC on datagram sockets is another error where a security module labels sockets.
+        # SO_PEERSEC on datagram sockets is another error where a security module
+        # labels sockets.
         assert_refused(sock, errno.ENOTCONN, "datagram socket without a fixed peer: .* each message")
 
 
 @pytest.mark.parametrize("kind", [SOCK_STREAM, SOCK_SEQPACKET])
 def test_bound_pair_of_another_type_has_a_peer(kind):
-    """Only a datagram socket can be connected anew, so only there an address gives that away."""
+    """A stream or seqpacket pair still has a peer after bind().
+
+    Only a datagram socket can be connected anew.
+    """
     ours, theirs = socket.socketpair(AF_UNIX, kind)
     with ours, theirs:
         theirs.bind("")
@@ -151,7 +167,7 @@ def test_bound_pair_of_another_type_has_a_peer(kind):
 
 
 def test_seqpacket_and_stream_pairs_have_a_peer():
-    """The counter-test: what these tests refuse is not everything."""
+    """The counter-test: connected stream and seqpacket sockets have a peer."""
     for kind in (SOCK_STREAM, SOCK_SEQPACKET):
         with ExitStack() as stack:
             sock, _ = map(stack.enter_context, socket.socketpair(AF_UNIX, kind))

@@ -1,6 +1,7 @@
-"""require() asks of one socket: another one behind the same number, between two of its questions, changes nothing.
+"""require() asks about one socket, whatever takes its number meanwhile.
 
-A preloaded library puts it there at a moment that no test could otherwise hit.
+A preloaded library puts another socket there between two of its questions, at a
+moment that no test could otherwise hit.
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ def shim(preloadable):
 )
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_socket_that_changes_during_the_call(shim, first, second, moment):
-    """The member is let in and the stranger is not, by their own ids and groups, whoever is there by then."""
+    """The member is let in and the stranger is not, whoever is there by then.
+
+    Their own ids and groups decide.
+    """
     env = {
         "LD_PRELOAD": str(shim),
         "ORDER": f"{first}, {second}",

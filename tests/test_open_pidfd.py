@@ -1,4 +1,7 @@
-"""open_pidfd(): the very process that connected, by the oracles of os.pidfd_open and /proc/self/fdinfo."""
+"""open_pidfd(): the very process that connected.
+
+The oracles are os.pidfd_open and /proc/self/fdinfo.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ pytestmark = [needs_pidfd, needs_pidfd_open]
 
 @pytest.fixture
 def opened(peer_as):
-    """A child that has connected, the connection, and the pidfd of the child."""
+    """A child that has connected, the connection, and the pidfd of
+    the child.
+    """
     with peer_as() as (child, conn):
         fd = peercred.open_pidfd(conn)
         yield child, conn, fd
@@ -42,14 +47,14 @@ def opened(peer_as):
 
 
 def test_is_the_process_that_connected(opened):
-    """The kernel's number of it, and the identity of a pidfd that was opened by pid while it surely lives."""
+    """The pidfd refers to the process that connected."""
     child, conn, fd = opened
     assert fdinfo(fd) == child.pid == peercred.read(conn).pid
     assert identity(fd) == own_identity(child.pid)
 
 
 def test_is_close_on_exec_and_new_each_time(opened):
-    """Every call makes one more descriptor, which no other program inherits."""
+    """Every call makes a new descriptor, which is close-on-exec."""
     _, conn, fd = opened
     other = peercred.open_pidfd(conn)
     assert other != fd
@@ -59,7 +64,7 @@ def test_is_close_on_exec_and_new_each_time(opened):
 
 
 def test_signals(opened):
-    """signal.pidfd_send_signal reaches it."""
+    """signal.pidfd_send_signal reaches the peer."""
     child, _, fd = opened
     signal.pidfd_send_signal(fd, 0)
     signal.pidfd_send_signal(fd, signal.SIGKILL)
@@ -69,7 +74,7 @@ def test_signals(opened):
 
 
 def test_poll_says_when_it_ends(opened):
-    """select.poll: not readable while it lives, readable once it has ended."""
+    """The pidfd becomes readable when the process ends."""
     child, _, fd = opened
     poller = select.poll()
     poller.register(fd, select.POLLIN)
@@ -107,7 +112,7 @@ def test_asyncio_add_reader(opened):
 
 
 def test_zombie(peer_as):
-    """Dead and not reaped: still that process, readable, and signal 0 succeeds."""
+    """A zombie is still that process: readable, and signal 0 succeeds."""
     with peer_as() as (child, conn):
         child.end()
         fd = peercred.open_pidfd(conn)
@@ -119,7 +124,10 @@ def test_zombie(peer_as):
 
 
 def test_reaped(peer_as):
-    """Gone: a pidfd of nobody, or ProcessLookupError where the kernel cannot say; never another process."""
+    """A reaped peer has a pidfd of nobody, or ProcessLookupError.
+
+    It is never another process.
+    """
     with peer_as() as (child, conn):
         child.reap()
         pid_or_none(conn)
@@ -143,7 +151,7 @@ def pid_or_none(conn):
 
 
 def test_follows_the_process_through_exec(server):
-    """Another program is the same process."""
+    """The pidfd refers to the same process after an exec."""
 
     with Child(lambda: exec_cat(connect(server.getsockname()))) as child:
         conn, _ = server.accept()
@@ -157,7 +165,7 @@ def test_follows_the_process_through_exec(server):
 
 
 def test_clients_own_end_has_the_listener(server):
-    """Of the last caller of listen()."""
+    """A client's end has the pidfd of the last caller of listen()."""
     with Child(server.listen) as other:
         other.result()
         with connect(server.getsockname()) as client:
@@ -168,7 +176,7 @@ def test_clients_own_end_has_the_listener(server):
 
 @needs_namespaces
 def test_peer_in_another_pid_namespace(server):
-    """From inside a namespace, a peer outside has no number, yet its pidfd is the right one, and works with poll."""
+    """A peer that cannot be seen has the right pidfd, which works with poll."""
 
     def inside():
         with connect(server.getsockname()) as client:
@@ -180,7 +188,9 @@ def test_peer_in_another_pid_namespace(server):
 
 @needs_namespaces
 def test_recycled_pid(peer_as):
-    """A stranger has the dead peer's number: read() gives that number, and the pidfd is not the stranger's."""
+    """If a stranger has the dead peer's number, the pidfd is not the
+    stranger's. read() gives that number.
+    """
 
     def inside():
         with peer_as(1001) as (peer, conn):
@@ -193,7 +203,7 @@ def test_recycled_pid(peer_as):
 
 
 def test_full_table_leaks_nothing(server):
-    """EMFILE, and the table is as it was."""
+    """A full table is EMFILE, and is as before."""
 
     def full():
         ours, _theirs = socket.socketpair()
@@ -209,7 +219,7 @@ def test_full_table_leaks_nothing(server):
 
 
 def test_listening_socket_leaks_nothing(server):
-    """Of a listener the kernel makes a pidfd, which is closed again. (conftest.py counts descriptors.)"""
+    """The pidfd that the kernel makes of a listener is closed again."""
     for _ in range(100):
         with pytest.raises(peercred.NoPeerError, match="listening"):
             peercred.open_pidfd(server)

@@ -17,7 +17,8 @@ NOBODY = (0, 2**32 - 1, 2**32 - 1)
 
 
 def test_every_family():
-    """Each function refuses a socket of any other family, whatever the kernel says.
+    """Each function refuses a socket of any other family, whatever the kernel
+    says.
 
     Of a Bluetooth socket, for example, it says that its own maker is the peer.
     """
@@ -48,7 +49,7 @@ def test_every_family():
     ],
 )
 def test_other_families(family, kind):
-    """No other family has peer credentials."""
+    """No socket of another family has peer credentials."""
     with socket.socket(family, kind) as sock:
         assert raw(sock) == NOBODY
         assert_refused(sock, errno.EAFNOSUPPORT, f"only Unix sockets .* address family {family}$")
@@ -61,7 +62,7 @@ LOOPBACK = pytest.mark.parametrize(
 
 @LOOPBACK
 def test_tcp_in_every_state(family, host):
-    """TCP has no credentials listening, connected or accepted either."""
+    """TCP sockets are refused: listening, connected and accepted."""
     with socket.create_server((host, 0), family=family) as listener:
         assert_refused(listener, errno.EAFNOSUPPORT, "only Unix sockets")
         with socket.create_connection(listener.getsockname()[:2]) as client:
@@ -73,7 +74,7 @@ def test_tcp_in_every_state(family, host):
 
 @LOOPBACK
 def test_connected_udp(family, host):
-    """UDP, connected."""
+    """Connected UDP sockets are refused."""
     with socket.socket(family, SOCK_DGRAM) as sock:
         sock.connect((host, 9))
         assert_refused(sock, errno.EAFNOSUPPORT, "only Unix sockets")

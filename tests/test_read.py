@@ -17,7 +17,9 @@ from peercred import Cred
 
 @needs_root
 def test_accepted_connection_names_the_client_by_effective_ids(listener, peer_as):
-    """A client with three different uids and gids is known by the effective ones."""
+    """A client with three different uids and gids is known by the effective
+    ones.
+    """
     with peer_as((1001, 1002, 1003), (2001, 2002, 2003), listener=listener) as (child, conn):
         cred = peercred.read(conn)
         assert cred == Cred(pid=child.pid, uid=1002, gid=2002)
@@ -26,7 +28,10 @@ def test_accepted_connection_names_the_client_by_effective_ids(listener, peer_as
 
 @needs_root
 def test_clients_own_end_names_the_listener(listener, kind):
-    """Seen from the client, the peer is the process that called listen(), with the ids that it had then."""
+    """Seen from the client, the peer is who called listen() last.
+
+    It has the ids that it had then.
+    """
     with Child(lambda: become(uid=1001, gid=2001) or listener.listen()) as other:
         other.result()
         with connect(listener.getsockname(), kind) as client:
@@ -38,7 +43,7 @@ def test_clients_own_end_names_the_listener(listener, kind):
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
 def test_socketpair_names_its_maker_at_both_ends(kind):
-    """Every type of socketpair, datagrams too, knows the process that made it."""
+    """Both ends of every type of socketpair name the process that made it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
     with ours, theirs:
         for end in (ours, theirs, ours.fileno()):
@@ -56,7 +61,7 @@ def test_ids_are_unsigned(peer_as, id_):
 
 @needs_root
 def test_ids_are_frozen_at_connect(server):
-    """Neither setresuid nor exec after connect changes what is known of the client."""
+    """Neither setresuid nor exec after connect() changes who the client is."""
 
     def client():
         become(uid=(0, 1001, 0), gid=(0, 2001, 0))
@@ -76,7 +81,7 @@ def test_ids_are_frozen_at_connect(server):
 
 @needs_root
 def test_descriptor_that_was_passed_on_still_names_the_connector(server, pair):
-    """A socket that travelled by SCM_RIGHTS, or was inherited, answers as before: it is not about the holder."""
+    """A socket that was passed on or inherited still names who connected."""
 
     def client():
         become(uid=1001, gid=2001)
@@ -95,7 +100,7 @@ def test_descriptor_that_was_passed_on_still_names_the_connector(server, pair):
 
 @needs_root
 def test_peer_that_is_gone_is_still_named(server):
-    """A zombie, a reaped process, and a connection accepted after that: the answer stays."""
+    """A peer is named when it is a zombie, reaped, and accepted after that."""
 
     def client():
         become(uid=1001, gid=2001)
@@ -118,7 +123,7 @@ def test_peer_that_is_gone_is_still_named(server):
 
 
 def test_shut_down_connection_still_names_its_peer(pair):
-    """Shutdown and the peer's close change nothing."""
+    """A peer is named after a shutdown and after its own close."""
     ours, theirs = pair
     ours.shutdown(socket.SHUT_RDWR)
     assert peercred.read(ours).uid == os.geteuid()

@@ -13,7 +13,7 @@ from peercred import Cred
 
 
 def test_thread_that_connects_is_known_by_its_process(server):
-    """pid is the thread group's, not the thread's."""
+    """A thread that connects is known by its process's pid."""
     threads = []
 
     def client():
@@ -30,13 +30,16 @@ def test_thread_that_connects_is_known_by_its_process(server):
 
 
 def test_read_after_fork(pair):
-    """A child reads its inherited connection."""
+    """A child reads the connection that it inherited."""
     assert call(lambda: peercred.read(pair[0])) == Cred(os.getpid(), os.geteuid(), os.getegid())
 
 
 @needs_root
 def test_every_connection_has_its_own_answer_in_threads(server):
-    """Sixteen threads read sixteen peers at once, and fail on another socket in between: no answer strays."""
+    """Sixteen threads read sixteen peers at once, and no answer strays.
+
+    In between they fail on another socket.
+    """
     peers = []
     for number in range(16):
 
@@ -69,7 +72,7 @@ def test_every_connection_has_its_own_answer_in_threads(server):
 
 @needs_root
 def test_read_in_a_signal_handler(server, peer_as, pair):
-    """A handler that reads, and fails, in the middle of reads and failures disturbs neither."""
+    """A handler that reads, and fails, disturbs no read, and no failure."""
 
     def handler(*_):
         handled.append((peercred.read(conn).uid, outcome(peercred.read, -1)))

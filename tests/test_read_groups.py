@@ -1,4 +1,7 @@
-"""read_groups(): the supplementary groups that the peer had, by the oracle of /proc/<pid>/status."""
+"""read_groups(): the supplementary groups that the peer had.
+
+The oracle is /proc/<pid>/status.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ GROUPS = {
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_groups(peer_as, name):
-    """Complete, in the kernel's order and with its duplicates; the primary gid is not added."""
+    """Groups are complete, in the kernel's order and with its duplicates.
+
+    The primary gid is not added.
+    """
     with peer_as(1001, 2001, GROUPS[name]) as (child, conn):
         groups = peercred.read_groups(conn)
         assert list(groups) == child.status("Groups")
@@ -40,13 +46,13 @@ def test_groups(peer_as, name):
 
 
 def test_own_groups_at_both_ends(pair):
-    """A socketpair's maker's groups are this process's own."""
+    """Both ends of a socketpair have the groups of its maker."""
     for end in (*pair, pair[0].fileno()):
         assert sorted(peercred.read_groups(end)) == sorted(os.getgroups())
 
 
 def test_groups_are_frozen_at_connect(server):
-    """Groups given up or taken later do not count."""
+    """Groups that are given up or taken after connect() do not count."""
 
     def client():
         os.setgroups([4, 5])
@@ -63,14 +69,14 @@ def test_groups_are_frozen_at_connect(server):
 
 
 def test_groups_of_a_dead_peer(peer_as):
-    """They outlive the process."""
+    """A peer's groups outlive it."""
     with peer_as(1001, 2001, (4, 5)) as (child, conn):
         child.reap()
         assert peercred.read_groups(conn) == (4, 5)
 
 
 def test_clients_own_end_has_the_listeners_groups(server):
-    """Of the last caller of listen()."""
+    """A client's end has the groups of the last caller of listen()."""
     with Child(lambda: os.setgroups([8, 9]) or server.listen()) as other:
         other.result()
         with connect(server.getsockname()) as client:
@@ -79,7 +85,10 @@ def test_clients_own_end_has_the_listeners_groups(server):
 
 @needs_namespaces
 def test_unmapped_groups(peer_as):
-    """In a user namespace each group without a mapping is the overflow id, in its place, and none is dropped."""
+    """Each group without a mapping is the overflow id, in its place.
+
+    None is dropped.
+    """
 
     def reader():
         unshare(CLONE_NEWUSER)

@@ -1,4 +1,7 @@
-"""read_label(): on what this kernel says of a real peer. The forms of SELinux and AppArmor: test_kernel_answers.py."""
+"""read_label(): what this kernel says of a real peer.
+
+test_kernel_answers.py has the forms of SELinux and AppArmor.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ import peercred
 
 
 def test_label_is_the_kernels(pair):
-    """The bytes that the stdlib gets, less a final NUL; or "unsupported" exactly where the kernel says ENOPROTOOPT."""
+    """The label is the kernel's, less a final NUL, or "unsupported".
+
+    It is that exactly where the kernel says ENOPROTOOPT.
+    """
     try:
         expected = pair[0].getsockopt(socket.SOL_SOCKET, socket.SO_PEERSEC, 1024)
     except OSError as error:

@@ -14,7 +14,10 @@ from peercred import Cred
 
 @needs_namespaces
 def test_reader_in_a_user_namespace_sees_its_own_numbers(peer_as):
-    """Ids are translated at read time: mapped ones into the reader's numbers, all others into 65534."""
+    """Ids are translated into the numbers of the reader's user namespace.
+
+    Those without a mapping read as the overflow ids.
+    """
 
     def reader():
         before = peercred.read(conn)
@@ -38,7 +41,10 @@ def test_reader_in_a_user_namespace_sees_its_own_numbers(peer_as):
 
 @needs_namespaces
 def test_pid_is_none_where_the_reader_cannot_see_the_peer(server):
-    """From inside a child PID namespace a peer outside has no number; from outside, the one inside has."""
+    """A peer outside of the reader's PID namespace has a pid of None.
+
+    Seen from outside, a peer inside has a number.
+    """
 
     def inside():
         with connect(server.getsockname()) as client:

@@ -38,7 +38,10 @@ ASYNCIO = SERVER[: SERVER.index("pathlib.Path")] + example("start_unix_server") 
 @needs_root
 @pytest.mark.parametrize("code", [SERVER, ASYNCIO], ids=["plain", "asyncio"])
 def test_server(place, code):
-    """A server of user 1001: its file keeps others out; once that is open, its list does, root too."""
+    """The server of user 1001 lets only its own user in, not even root.
+
+    Its file keeps others out, until that is opened.
+    """
     os.chmod(place, 0o777)
     path = str(place / "door.sock")
     code = compile(code, "README.md", "exec")
@@ -68,7 +71,7 @@ def test_server(place, code):
 
 @pytest.mark.parametrize("code", [SERVER, ASYNCIO], ids=["plain", "asyncio"])
 def test_server_starts_again(place, code):
-    """The file of a former run is in nobody's way."""
+    """The server starts though a former run has left its file."""
     path = str(place / "door.sock")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
@@ -85,7 +88,9 @@ def test_server_starts_again(place, code):
 
 
 def test_testing():
-    """`permits` decides as README says, and a socketpair's peer has one's own ids."""
+    """`permits` decides as the README says, and a socketpair's peer has one's
+    own ids.
+    """
     (call,) = re.findall(r"`(allowed\.permits\(.*\))`", section("Testing your own server"))
     for gids, expected in (({27}, True), ({1001}, True), ({28}, False)):
         allowed = peercred.AllowList(uids={0, 1000}, gids=gids)
@@ -103,7 +108,7 @@ def program(conn):
 
 @needs_pidfd
 def test_program_of_a_living_peer(server):
-    """The peer's program, after an exec too."""
+    """The recipe shows the peer's program, after an exec too."""
     with Child(lambda: exec_cat(connect(server.getsockname()))):
         conn, _ = server.accept()
         with conn:
@@ -115,7 +120,10 @@ def test_program_of_a_living_peer(server):
 @needs_pidfd
 @needs_namespaces
 def test_program_of_a_dead_peer_is_not_its_successors(server):
-    """Neither is a stranger's program taken for the peer's, whose number it has."""
+    """The recipe does not take a stranger's program for the dead peer's.
+
+    The stranger has its number.
+    """
 
     def inside():
         with Child(lambda: connect(server.getsockname()).detach()) as peer:
@@ -144,14 +152,18 @@ def test_examples():
 
 
 def test_error_table():
-    """Every error of the package's own stands in the README, and every name there exists."""
+    """Every error of the package's own stands in the README, and every name
+    there exists.
+    """
     named = set(re.findall(r"`peercred\.(\w+)", README))
     assert named >= {name for name in peercred.__all__ if name.endswith("Error")}
     assert named <= {*peercred.__all__, "messages"}
 
 
 def test_main_job():
-    """`peercred`, at the end of the first command, shows a process of its own."""
+    """`peercred`, at the end of the first command, shows a process of
+    its own.
+    """
     assert blocks("sh")[0].endswith(".venv/bin/peercred\n")
     first, *lines = main_on_a_terminal()
     pid = re.match(r"Process (\d+), a child of this one, has connected", first)[1]
@@ -165,7 +177,9 @@ def main_on_a_terminal(*arguments):
 
 
 def test_output_of_the_command(server):
-    """The lines of the README's example, and where their values stand, are those of the command."""
+    """The lines of the README's example, and where their values stand, are
+    those of the command.
+    """
     command, first, *shown = blocks("console")[0].splitlines()
     path = command.removeprefix("$ peercred ")
     name = "@" + server.getsockname()[1:].decode()
@@ -186,7 +200,9 @@ def test_output_of_listen():
 
 
 def test_commands_are_the_two():
-    """One command runs the main job, one the tests; each starts from nothing."""
+    """One command runs the main job, one the tests; each starts from
+    nothing.
+    """
     assert len(blocks("sh")) == 2
     for command in blocks("sh"):
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
@@ -195,7 +211,9 @@ def test_commands_are_the_two():
 
 @needs_root
 def test_messages(place):
-    """The receiver of datagrams prints what its own user sends, and nothing else. A former run has left its socket."""
+    """The receiver of datagrams prints what its own user sends, and nothing
+    else. A former run has left its socket.
+    """
     os.chmod(place, 0o777)
     path = str(place / "log.sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as former:

@@ -1,4 +1,7 @@
-"""A worked example: the service manager's end of sd_notify. The clients are PyPI's sdnotify and systemd's own."""
+"""A worked example: the service manager's end of sd_notify.
+
+The clients are PyPI's sdnotify and systemd's own.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,11 @@ sdnotify.SystemdNotifier(debug=True).notify("READY=1\\nMAINPID=1")
 class Manager:
     """Starts a service, and waits until it says that it is ready.
 
-    Whoever can reach the socket can write to it, so each message is asked for its sender. That the pid be the child's
-    is enough: it is our own child, which we have not reaped, so no other process can have its number. (Of a process
-    that is not one's own child, the pidfd would have to be asked.) Root could claim the number, and is trusted anyway.
+    Whoever can reach the socket can write to it, so each message is asked for
+    its sender. The child's pid is enough, because it is our own child, which we
+    have not reaped. No other process can have its number. Of other processes,
+    the pidfd would have to be asked. Root could claim the number, and is
+    trusted anyway.
     """
 
     def __init__(self, path):
@@ -86,7 +91,7 @@ def test_ready(manager):
 
 @needs_sdnotify
 def test_impostor(manager):
-    """Another process's READY=1 is not, though it came first, from the same user and by the same client."""
+    """Another process's READY=1 is not believed, even if it came first."""
     with manager.start(IMPOSTOR) as impostor:
         pass
     with manager.start(SERVICE) as service:
@@ -97,7 +102,7 @@ def test_impostor(manager):
 
 @needs_sdnotify
 def test_service_that_ends(manager):
-    """Nor does an impostor make a service ready that has ended."""
+    """An impostor does not make a service ready that has ended."""
     with manager.start("") as service:
         with manager.start(IMPOSTOR):
             pass
@@ -118,7 +123,9 @@ def listening(manager):
 
 @needs_systemd_notify
 def test_barrier(listening):
-    """systemd-notify attaches a pipe to BARRIER=1, and waits until the manager has closed it."""
+    """systemd-notify waits until the manager has closed the pipe of
+    BARRIER=1.
+    """
     with notify(listening, "--ready") as client:
         assert messages.receive(listening.sock, 4096).data == b"READY=1"
         with messages.receive(listening.sock, 4096, max_fds=1) as message:
@@ -129,7 +136,9 @@ def test_barrier(listening):
 
 @needs_systemd_notify
 def test_barrier_without_room(listening):
-    """Without `max_fds` the pipe is dropped at once, which is what systemd-notify waits for."""
+    """Without `max_fds` the pipe of BARRIER=1 is dropped at once.
+    systemd-notify waits for that.
+    """
     with notify(listening, "--ready") as client:
         assert messages.receive(listening.sock, 4096).data == b"READY=1"
         message = messages.receive(listening.sock, 4096)
@@ -140,7 +149,7 @@ def test_barrier_without_room(listening):
 @needs_systemd_notify
 @needs_passrights
 def test_refused_barrier(listening):
-    """With `fds=False` systemd-notify fails, unless it is called with --no-block."""
+    """With `fds=False` systemd-notify fails, unless --no-block is given."""
     messages.enable(listening.sock, fds=False)
     with notify(listening, "--ready") as client:
         assert messages.receive(listening.sock, 4096).data == b"READY=1"
@@ -155,7 +164,10 @@ def test_refused_barrier(listening):
 @needs_root
 @needs_systemd_notify
 def test_claim_of_systemd_notify(listening):
-    """As root it claims its parent's pid; as another user it cannot, and is named itself."""
+    """As root, systemd-notify claims its parent's pid.
+
+    As another user it cannot, and is named itself.
+    """
     with notify(listening, "--ready", "--no-block") as client:
         assert messages.receive(listening.sock, 4096).cred == Cred(os.getpid(), 0, 0)
     os.chmod(listening.env["NOTIFY_SOCKET"], 0o666)
@@ -172,7 +184,9 @@ def test_claim_of_systemd_notify(listening):
 
 
 def test_fdstore(listening, tmp_path):
-    """A service that hands a descriptor over for safekeeping: it arrives beside its name and sender."""
+    """A service hands over a descriptor for safekeeping, with its name and
+    sender.
+    """
     (tmp_path / "state").write_text("precious")
 
     def store():

@@ -1,4 +1,7 @@
-"""Where there is no Linux: the package imports, and every call refuses. And where its build is broken, it is loud."""
+"""Where there is no Linux, the package imports and every call refuses.
+
+Where its build is broken, the import fails.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ FUNCTIONS += [(_linux_messages, name) for name in sorted(asked(messages))]
 
 @pytest.mark.parametrize(("back_end", "name"), FUNCTIONS, ids=str)
 def test_the_twin_is_complete(back_end, name):
-    """What a front asks of a back end its twin has too, with the same signature, and refuses by UnsupportedError."""
+    """The twin has what a front asks for, with the same signature, and refuses.
+
+    The error is an UnsupportedError.
+    """
     twin = getattr(_unsupported, name)
     assert inspect.signature(twin) == inspect.signature(getattr(back_end, name))
     with pytest.raises(peercred.UnsupportedError, match=sys.platform) as caught:
@@ -56,14 +62,17 @@ def test_the_twin_is_complete(back_end, name):
 
 
 def test_the_twin_has_nothing_else():
-    """Nothing that no front asks for."""
+    """The twin has nothing that no front asks for."""
     assert {name for name in vars(_unsupported) if inspect.isfunction(getattr(_unsupported, name))} - {"_error"} == {
         name for _, name in FUNCTIONS
     }
 
 
 def test_another_platform():
-    """There, importing works without cffi and the compiled module, and `except OSError` catches the refusal."""
+    """On another platform the package imports without cffi, and refuses.
+
+    `except OSError` catches that.
+    """
     lines = subprocess.run([sys.executable, "-c", ELSEWHERE], check=True, capture_output=True, text=True).stdout
     raised, modules = lines.splitlines()
     assert raised.startswith(f"True|{errno.ENOTSUP}|")
@@ -73,7 +82,10 @@ def test_another_platform():
 
 @pytest.mark.parametrize("content", [None, b"", b"\x7fELF broken"])
 def test_broken_build_on_linux_is_loud(tmp_path, content):
-    """Without its compiled module, or with a broken one, `import peercred` is an ImportError: never "unsupported"."""
+    """Without its compiled module, or with a broken one, the import fails.
+
+    It is an ImportError and never "unsupported".
+    """
     package = Path(peercred.__file__).parent
     compiled = Path(sys.modules["peercred._libc"].__file__)
     shutil.copytree(package, tmp_path / "peercred", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
@@ -94,7 +106,7 @@ def test_broken_build_on_linux_is_loud(tmp_path, content):
 
 @pytest.mark.parametrize("call", ["enable(ours, fds=False)", "receive(ours, 1)", "send(ours, b'x')"])
 def test_messages_on_another_platform(call):
-    """There, peercred.messages imports as well, and each of its functions refuses."""
+    """On another platform peercred.messages imports too, and refuses."""
     program = ELSEWHERE.replace("import peercred\n", "import peercred\nfrom peercred import messages\n")
     program = program.replace("peercred.read(ours)", f"messages.{call}")
     lines = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout

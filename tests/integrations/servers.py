@@ -1,7 +1,9 @@
-"""Servers in processes of their own, and clients of other users that ask them who they are.
+"""Servers in processes of their own, and clients of other users that ask them
+who they are.
 
-A test writes the program of a server, which answers each request with `who(...)`: the pid, uid and gid that
-`peercred.read` gives there. `running` starts it; `assert_names` calls on it twice and compares.
+A test writes the program of a server, which answers each request with
+`who(...)`: the pid, uid and gid that `peercred.read` gives there. `running`
+starts it; `assert_names` calls on it twice and compares.
 """
 
 from __future__ import annotations
@@ -72,16 +74,17 @@ def running(
     ready: Callable[[], bool] = lambda: True,
     **files: str,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A server in a process of its own, once its socket accepts; and nothing of it is left afterwards.
+    """A server in a process of its own, once its socket accepts; and nothing of
+    it is left afterwards.
 
     Args:
-        place: Its working directory, where it makes its socket.
-        program: The contents of app.py, after PRELUDE.
-        command: What to run, with this Python; app.py itself by default.
-        conn: What stands in README, and replaces CONN in the program.
-        name: That of its socket.
-        ready: What must be true before its socket can be trusted to accept.
-        files: Other modules to write beside app.py.
+    place: Its working directory, where it makes its socket.
+    program: The contents of app.py, after PRELUDE.
+    command: What to run, with this Python; app.py itself by default.
+    conn: What stands in README, and replaces CONN in the program.
+    name: That of its socket.
+    ready: What must be true before its socket can be trusted to accept.
+    files: Other modules to write beside app.py.
     """
     program = PRELUDE + dedent(program)
     if conn is not None:
@@ -125,7 +128,9 @@ def accepts(path: Path) -> bool:
 
 
 def has_ended(server: subprocess.Popen[bytes]) -> bool:
-    """Whether it has, without reaping it: its number must not become another's."""
+    """Whether it has, without reaping it: its number must not become
+    another's.
+    """
     return os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
@@ -142,8 +147,8 @@ def end(server: subprocess.Popen[bytes]) -> None:
 class Dial:
     """Connects to a socket as a user, when called.
 
-    The kernel records the ids at connect(2). For the rest, a client is whoever runs the tests: perhaps only root may
-    read what it imports.
+    The kernel records the ids at connect(2). For the rest, a client is whoever
+    runs the tests: perhaps only root may read what it imports.
     """
 
     def __init__(self, path: Path, uid: int) -> None:
@@ -175,7 +180,9 @@ Client = Callable[[Dial], AbstractContextManager[Ask]]
 
 
 def assert_names(path: Path, client: Client) -> None:
-    """Two users at once, of two processes, are each told who they are: at once, and again when both have been."""
+    """Two users at once, of two processes, are each told who they are: at once,
+    and again when both have been.
+    """
 
     def ask_twice(uid: int, other: socket.socket) -> list[str]:
         signal.alarm(DEADLINE)
@@ -214,7 +221,9 @@ def as_client(path: Path, use: Callable[[Dial], object], uid: int = UIDS[0]) -> 
 
 
 def is_refused(dial: Dial) -> bool:
-    """Whether the server closes the connection without a word, before the client has said one."""
+    """Whether the server closes the connection without a word, before the
+    client has said one.
+    """
     with dial() as sock:
         try:
             return sock.recv(1) == b""

@@ -1,4 +1,6 @@
-"""peercred.messages in event loops: the standard library's socket, and the loop's way to wait for it."""
+"""peercred.messages in event loops: the standard library's socket, and the
+loop's way to wait for it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ OWN = peercred.Cred(os.getpid(), os.geteuid(), os.getegid())
 
 
 def test_messages_with_asyncio(datagrams):
-    """peercred.messages in asyncio: a socket that does not block, and loop.add_reader."""
+    """peercred.messages in asyncio: a socket that does not block, and
+    loop.add_reader.
+    """
     receiver, sender = datagrams
     receiver.setblocking(False)
 
@@ -41,7 +45,9 @@ def test_messages_with_asyncio(datagrams):
 
 @needs("trio")
 def test_messages_with_trio(datagrams):
-    """peercred.messages in trio: the standard library's socket, and trio.lowlevel.wait_readable."""
+    """peercred.messages in trio: the standard library's socket, and
+    trio.lowlevel.wait_readable.
+    """
     import trio
 
     receiver, sender = datagrams
@@ -65,7 +71,9 @@ def test_messages_with_trio(datagrams):
 @needs("anyio")
 @pytest.mark.parametrize("backend", ["asyncio", pytest.param("trio", marks=needs("trio"))])
 def test_messages_with_anyio(datagrams, backend):
-    """peercred.messages in anyio: the standard library's socket, and anyio.wait_readable."""
+    """peercred.messages in anyio: the standard library's socket, and
+    anyio.wait_readable.
+    """
     import anyio
 
     receiver, sender = datagrams
