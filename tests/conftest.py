@@ -47,9 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def effort(request: pytest.FixtureRequest) -> int:
-    """How many times the usual attempts a test makes that searches
-    for faults.
-    """
+    """How many times the usual attempts a search for faults makes."""
     return request.config.getoption("--effort")
 
 
@@ -90,9 +88,7 @@ def _signals() -> Iterator[None]:
 
 
 def descendants(pid: int) -> Iterator[int]:
-    """The child processes of a process, and theirs, if the kernel
-    lists them.
-    """
+    """The child processes of a process, and theirs."""
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):  # it has ended meanwhile
             for child in map(int, file.read_text().split()):

@@ -39,8 +39,8 @@ HANDS_OVER = {
     function.__code__ for function in (peercred.open_pidfd, messages.Message.detach_pidfd, messages.Message.detach_fds)
 }
 
-# What is interrupted. A case yields a call, is sent what it returned (None if it
-# was interrupted), and closes what is then its own.
+# What is interrupted. A case yields a call and is sent what it returned, or
+# None if it was interrupted. Then it closes what is its own.
 Call: TypeAlias = Callable[[], Any]
 Case: TypeAlias = Callable[[socket.socket, socket.socket], Generator[Call, Any, None]]
 

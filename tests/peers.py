@@ -99,9 +99,7 @@ class Child:
         self._alive = True
 
     def result(self) -> Any:
-        """What the function returned, once it has; its traceback fails the
-        test.
-        """
+        """What the function returned. If it raised, the test fails."""
         value, failure = pickle.load(self._result)
         assert failure is None, f"in the child:\n{failure}"
         return value
@@ -249,9 +247,7 @@ def sockets_of_every_family() -> Iterator[socket.socket]:
 
 
 def attach(sock: socket.socket, data: bytes, number: int, file: str = os.devnull) -> None:
-    """Send descriptors of a file as other programs do: by the
-    standard library.
-    """
+    """Send descriptors of a file as other programs do."""
     with open(file) as opened:
         socket.send_fds(sock, [data], [opened.fileno()] * number)
 
@@ -302,17 +298,13 @@ def fdinfo(fd: int) -> int:
 
 
 def identity(fd: int) -> tuple[int, int]:
-    """Two descriptors of one file, or two pidfds of one process, have
-    the same.
-    """
+    """Two descriptors of one file or process have the same."""
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
 
 
 def own_identity(pid: int) -> tuple[int, int]:
-    """The identity of a pidfd that is opened by pid, while the
-    process lives.
-    """
+    """The identity of a pidfd that is opened by pid."""
     fd = os.pidfd_open(pid)
     try:
         return identity(fd)

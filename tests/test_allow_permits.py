@@ -32,9 +32,7 @@ PERMITTED = [
 
 @pytest.mark.parametrize(("allowed", "cred", "groups", "expected"), PERMITTED)
 def test_permits(allowed, cred, groups, expected):
-    """A uid or a gid that is listed decides, in every kind of list, and never
-    an overflow id.
-    """
+    """A uid or gid that is listed decides, but never an overflow id."""
     assert allowed.permits(cred, groups) is expected
 
 

@@ -68,9 +68,7 @@ def test_who_is_let_in(peer, allowed, expected):
 @needs_root
 @pytest.mark.parametrize("count", [64, 65, 65536])
 def test_peer_in_many_groups(peer, count):
-    """The last of a peer's groups counts as the first does, however many there
-    are.
-    """
+    """The last of a peer's groups counts, however many there are."""
     groups = range(3_000_000_000, 3_000_000_000 + count)
     assert peer(AllowList(gids={groups[-1]}), groups=groups) == "in"
     assert peer(AllowList(gids={groups[-1] + 1}), groups=groups) == REFUSED
@@ -116,8 +114,9 @@ def test_overflow_ids_never_match(peer):
 
 @needs_namespaces
 def test_server_without_a_mapping_lets_nobody_in(peer_as):
-    """Where server and client both read as 65534, `uids={os.geteuid()}` does
-    not match.
+    """A server without a mapping does not take such a client for itself.
+
+    Both read as 65534, which `uids={os.geteuid()}` must not match.
     """
 
     def unmapped():
@@ -144,9 +143,7 @@ def test_message_says_who_was_refused(peer_as):
 
 
 def test_errors_of_the_reads_come_out(server):
-    """A peer that cannot be identified is refused by read()'s own error,
-    whatever the list.
-    """
+    """A peer that cannot be identified is refused by read()'s own error."""
     everyone = AllowList(uids=range(2**32 - 1))
     assert outcome(everyone.require, server) == (peercred.NoPeerError, errno.ENOTCONN)
     assert outcome(everyone.require, -1) == (OSError, errno.EBADF)
@@ -191,9 +188,10 @@ def test_full_table(server):
 
 @needs_root
 def test_one_connection_behind_the_number(server):
-    """No answer mixes two connections that another thread puts behind one
-    descriptor. One client is in group 4, the other is not. The other must never
-    get in.
+    """No answer mixes two connections that take turns at one number.
+
+    Another thread puts them there. One client is in group 4, the other is not,
+    and must never get in.
     """
     conns = {}
     for uid, groups in ((1001, (4,)), (1002, (5,))):

@@ -70,8 +70,9 @@ def compiles(compiler, text):
 
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_compiles_with_the_right_numbers(surface, compiler):
-    """The source compiles without a warning, and has the kernel's numbers and
-    layout. The compiler checks them.
+    """The source compiles without a warning, and has the kernel's numbers.
+
+    The compiler checks them, and the layout.
     """
     if not compiles(compiler, "#include <sys/socket.h>\n"):
         pytest.skip(f"needs {compiler}, and libc's headers for it")

@@ -75,8 +75,9 @@ def sources(tree):
 
 @needs_compiler
 def test_name_and_tag(tree):
-    """One wheel serves every ordinary CPython from 3.10; other interpreters
-    each have their own.
+    """One wheel serves every ordinary CPython from 3.10.
+
+    Other interpreters each have their own.
     """
     name, contents = built(tree)
     (module,) = contents - sources(tree)
@@ -110,8 +111,9 @@ cffi.FFI.compile = compile
 
 @needs_compiler
 def test_module_lies_in_the_tree(tree):
-    """After a build, Python started in the tree finds the module; nothing else
-    is left there.
+    """After a build, the module is in the tree, and nothing else is added.
+
+    There Python finds it when it is started in the tree.
     """
     before = set(tree.rglob("*"))
     _, contents = built(tree)
@@ -206,8 +208,10 @@ sys.modules.update(dict.fromkeys(["cffi", "_cffi_backend", "setuptools"]))
     ids=["macOS", "FreeBSD"],
 )
 def test_elsewhere(tree, program, tag):
-    """Without Linux nothing is compiled, and the wheel is that platform's own.
-    pip on Linux would prefer py3-none-any.
+    """Without Linux nothing is compiled, and the wheel says so.
+
+    Its tag is that platform's own, because pip on Linux would prefer
+    py3-none-any.
     """
     wheel, contents = built(tree, program=program, environment={"PATH": "", "CC": "no-compiler"})
     assert wheel.endswith(f"-py3-none-{tag}.whl")

@@ -20,9 +20,7 @@ CRED = Cred(pid=2002, uid=1000, gid=1001)
 
 @pytest.fixture(params=["constructed", "read"])
 def cred(request, pair):
-    """Both kinds of Cred: one made by its constructor, and one made
-    by read().
-    """
+    """A Cred that its constructor made, and one that read() made."""
     return CRED if request.param == "constructed" else peercred.read(pair[0])
 
 

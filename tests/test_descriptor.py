@@ -40,9 +40,7 @@ class Transport:
 
 
 def test_whatever_leads_to_a_descriptor(pair):
-    """A descriptor, and each kind of object that leads to it, are the same
-    peer.
-    """
+    """A descriptor, and whatever leads to it, are the same peer."""
     sock = pair[0]
     number = enum.IntEnum("Number", {"SOCKET": sock.fileno()})
     with sock.makefile() as file:
@@ -58,9 +56,7 @@ def test_multiprocessing_connection():
 
 
 def test_asyncio(place):
-    """A StreamWriter and transports are connections, and refused once
-    closed.
-    """
+    """A StreamWriter and transports are connections until they are closed."""
 
     async def main():
         answers = []
@@ -100,9 +96,7 @@ def test_other_types_are_refused(conn):
 
 
 def test_type_error_names_the_remedy():
-    """The TypeError says what to pass, and where the README says how to find
-    it.
-    """
+    """The TypeError says what to pass, and which section to read."""
 
     async def stream_reader():
         return asyncio.StreamReader()
@@ -152,9 +146,7 @@ def test_failure_of_fileno_comes_out(error):
 
 
 class ClosedWrapper:
-    """Wraps a socket in the way of many libraries: close() sets _sock
-    to None.
-    """
+    """Wraps a socket. As in many libraries, close() sets _sock to None."""
 
     _sock = None
 
@@ -173,8 +165,8 @@ class ClosedTransport:
 
 @pytest.mark.parametrize("conn", [ClosedWrapper(), ClosedTransport(), Transport(ClosedWrapper())])
 def test_closed_wrapper_is_refused_as_a_closed_socket(conn):
-    """An AttributeError inside of fileno() or get_extra_info() must not get
-    past `except OSError`.
+    """A closed wrapper is an OSError, though its methods raise
+    AttributeError.
     """
     with pytest.raises(OSError, match=r"is it closed\? \('NoneType' object has no attribute 'fileno'\)") as caught:
         peercred.read(conn)
@@ -190,9 +182,7 @@ def test_pretended_int_is_no_descriptor():
 
 @pytest.mark.parametrize("number", [-2, -(2**31), -(2**31) - 1, 2**31, 2**32, 2**64, -(2**64), 10**30])
 def test_numbers_that_no_descriptor_has_are_refused(number, pair):
-    """Nothing is cut down to 32 bits: 2^32 + a good descriptor is
-    refused too.
-    """
+    """No number is cut down to 32 bits, such as 2^32 + a good descriptor."""
     for conn in (number, Holder(number), 2**32 + pair[0].fileno(), 2**64 + pair[0].fileno()):
         with pytest.raises(ValueError, match=r"no file descriptor has the number -?\d+: pass a socket"):
             peercred.read(conn)

@@ -56,9 +56,7 @@ MODULES = {
 
 
 def imports(module: str) -> set[str]:
-    """The modules of the package that one of them imports, named as in the
-    ladder.
-    """
+    """The modules of the package that one imports, as in the ladder."""
     path, found = MODULES[module], set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -93,8 +91,9 @@ def test_ladder_has_no_circle():
 
 
 def test_exports():
-    """What is public is in __all__, documented, and nothing else is without an
-    underscore.
+    """What is public is in __all__ and documented.
+
+    Nothing else is without an underscore.
     """
     public = {name for name in vars(peercred) if not name.startswith("_")} - {"messages"}  # once it is imported
     assert public == set(peercred.__all__)
@@ -124,9 +123,7 @@ def test_annotations_are_real(thing):
 
 
 def test_connection_is_real(pair):
-    """Connection is an annotation for other people, and works in
-    isinstance().
-    """
+    """Connection is an annotation for other people, and for isinstance()."""
     assert peercred.Connection in typing.get_type_hints(peercred.read).values()
     reading, writing = multiprocessing.Pipe()
     with reading, writing:
@@ -137,9 +134,7 @@ def test_connection_is_real(pair):
 
 
 def test_stub_is_of_the_compiled_module():
-    """What _libc.pyi promises is there, with as many parameters, and nothing
-    else is.
-    """
+    """_libc.pyi promises what is there, with as many parameters."""
     [stub] = (
         node for node in ast.parse((PACKAGE / "_libc.pyi").read_text()).body if getattr(node, "name", "") == "_Lib"
     )
@@ -179,7 +174,8 @@ assert events == [], events
 
 def test_import_is_light():
     """`import peercred` adds only its own modules, cffi's backend and errno.
-    dataclasses is there before.
+
+    (dataclasses is there before.)
     """
     program = """
 import dataclasses, sys

@@ -158,9 +158,7 @@ def test_kernel_without_the_option(ask):
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.ENOMEM, errno.EINVAL])
 def test_other_errors_come_out(ask, error):
-    """Every other errno is an OSError of that errno, in Python's
-    class for it.
-    """
+    """Every other errno is an OSError of that errno."""
     answer = ask("read", socket.SO_PEERCRED, error=error)
     assert answer.startswith(f"{type(OSError(error, '')).__name__} {error} ")
 
@@ -169,9 +167,7 @@ def test_other_errors_come_out(ask, error):
     "function", ["read", "read_groups", "open_pidfd", f"AllowList(uids={{{os.geteuid()}}}).require"]
 )
 def test_no_word_on_the_connection_is_no_permission(ask, function):
-    """Without word on the connection there is no answer, and no pidfd is left
-    open.
-    """
+    """Without word on the connection there is no answer, and no pidfd."""
     answer = ask(function, socket.SO_ACCEPTCONN, peername_errno=errno.EACCES)
     assert answer.startswith(f"PermissionError {errno.EACCES} ")
 
@@ -199,9 +195,7 @@ def gids(*numbers):
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 10_000])
 def test_groups_of_any_number(ask, count):
-    """Groups come in the kernel's order with duplicates, however many there
-    are.
-    """
+    """Groups come in the kernel's order with duplicates, in any number."""
     numbers = [*range(2**32 - 2, 2**32 - 2 - count // 2, -1), *[5] * (count - count // 2)]
     assert ask("read_groups", SO_PEERGROUPS, gids(*numbers)) == repr(tuple(numbers))
 
@@ -248,17 +242,13 @@ def test_empty_label_is_an_error(ask, answer):
 
 
 def test_label_of_a_socket_without_a_peer_is_an_error(ask):
-    """`unlabeled`, which SELinux says of a socket without a peer, is
-    an error.
-    """
+    """SELinux's `unlabeled`, of a socket without a peer, is an error."""
     answer = ask("read_label", socket.SO_PEERSEC, b"system_u:object_r:unlabeled_t:s0\0", connected=False)
     assert answer.startswith(f"NoPeerError {errno.ENOTCONN} ")
 
 
 def test_kernel_without_labels(ask):
-    """A kernel without labels is "unsupported", and the error names
-    SO_PEERSEC.
-    """
+    """A kernel without labels is "unsupported"."""
     answer = ask("read_label", socket.SO_PEERSEC, error=errno.ENOPROTOOPT)
     assert answer.startswith(f"UnsupportedError {errno.ENOPROTOOPT} ")
     assert "SO_PEERSEC" in answer

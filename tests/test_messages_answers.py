@@ -101,9 +101,7 @@ def shim(preloadable):
 
 @pytest.fixture
 def run(shim):
-    """What a program prints that has a `receiver` and a `sender` of
-    datagrams.
-    """
+    """What a program prints that has a `receiver` and a `sender`."""
 
     def run(*lines, **fake):
         program = "\n".join([PREPARE, *(f"    {line}" for line in lines), EXPLAIN])
@@ -159,9 +157,7 @@ LABELS = {
 
 @pytest.mark.parametrize("form", LABELS)
 def test_labels(run, form):
-    """Labels of SELinux and AppArmor come as they are, and an empty one is
-    none.
-    """
+    """Labels of SELinux and AppArmor come as they are. An empty one is none."""
     payload, label = LABELS[form]
     answer = run(*WHOLE, CONTROL=(CREDS + control(SCM_SECURITY, payload)).hex())
     assert f"cred=Cred(pid=7, uid=8, gid=9), label={label}, flags=0" in answer
@@ -261,9 +257,7 @@ def test_enable_is_all_or_nothing(run, number, error):
 
 
 def test_kernel_without_pidfds(run):
-    """A kernel without SO_PASSPIDFD works, as long as nobody asks for
-    pidfds.
-    """
+    """A kernel without SO_PASSPIDFD works if nobody asks for pidfds."""
     answer = run(
         "messages.enable(receiver)",
         "sender.send(b'y')",

@@ -104,9 +104,7 @@ def test_full_table(ends):
 
 
 def test_socket_that_carries_itself(pair):
-    """A descriptor of the very connection that it arrives on is one like any
-    other.
-    """
+    """A descriptor of the connection that it arrives on is like any other."""
     receiver, sender = pair
     messages.enable(receiver)
     for _ in range(3):

@@ -22,9 +22,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
 def test_other_families(function, kind):
-    """TCP and UDP are refused, though some kernels let SO_PASSCRED be set
-    there.
-    """
+    """TCP and UDP are refused, though some kernels take SO_PASSCRED there."""
     with socket.socket(socket.AF_INET, kind) as sock:
         with pytest.raises(peercred.NoPeerError, match="only Unix sockets") as caught:
             function(sock)
@@ -43,8 +41,9 @@ def test_closed_socket(function, pair):
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 @pytest.mark.parametrize("sock", [None, 3, True, "socket", sys.stdin])
 def test_not_a_socket(function, sock):
-    """Whatever is no socket of the standard library is a TypeError with the
-    remedy. Its sendmsg and recvmsg do the work.
+    """What is no socket of the standard library is a TypeError.
+
+    It names the remedy.
     """
     with pytest.raises(TypeError, match=r"not a plain socket\.socket: .*loop\.add_reader, trio.*anyio"):
         function(sock)

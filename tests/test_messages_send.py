@@ -75,8 +75,9 @@ def test_not_buffers(pair, data):
 
 @pytest.mark.parametrize("data", [b"", [], [b"", b""]])
 def test_no_data_on_a_stream(pair, data):
-    """Credentials without data on a stream are an error, because nothing would
-    arrive. Without credentials it is a plain send of nothing.
+    """Credentials without data are an error on a stream.
+
+    Nothing would arrive. Without credentials it is a plain send of nothing.
     """
     receiver, sender = pair
     with pytest.raises(ValueError, match="no data"):

@@ -35,9 +35,7 @@ def test_sent(ends):
 
 
 def test_as_many_as_there_can_be(ends):
-    """253 descriptors arrive, and one more is an error before
-    anything is sent.
-    """
+    """253 descriptors arrive, and one more is an error."""
     receiver, sender = ends
     messages.send(sender, b"x", fds=[0] * 253)
     with messages.receive(receiver, 100, max_fds=253) as message:
@@ -62,9 +60,7 @@ def test_what_is_no_descriptor(pair, fds):
 
 @pytest.mark.parametrize("number", [-1, -(2**31), 2**31, 2**64])
 def test_what_no_descriptor_can_be(pair, number):
-    """A number that no descriptor has is a ValueError, as is that of a closed
-    socket.
-    """
+    """A number that no descriptor has is a ValueError."""
     with pytest.raises(ValueError, match=f"{number} in fds is no open descriptor"):
         messages.send(pair[1], b"x", fds=[0, number])
 
@@ -83,8 +79,6 @@ def test_what_is_not_open(ends):
 
 @pytest.mark.parametrize("data", [b"", [], [b"", b""]])
 def test_nothing_to_carry_them(pair, data):
-    """Descriptors without data on a stream are an error, because nothing would
-    arrive.
-    """
+    """Descriptors without data are an error on a stream."""
     with pytest.raises(ValueError, match="no data"):
         messages.send(pair[1], data, fds=[0])

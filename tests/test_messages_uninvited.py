@@ -61,9 +61,7 @@ def test_uninvited_beside_a_pidfd(ends, number, creds, flags):
 @needs_pidfd
 @needs_pidfd_open
 def test_planted_pidfd(datagrams):
-    """A pidfd of another process that a sender attaches is not taken for the
-    sender's.
-    """
+    """A pidfd that a sender attaches is not taken for the sender's own."""
     receiver, sender = datagrams
     messages.enable(receiver, pidfd=True)
     pidfd = os.pidfd_open(1)
@@ -76,8 +74,9 @@ def test_planted_pidfd(datagrams):
 @needs_pidfd
 @pytest.mark.parametrize("number", [1, 253])
 def test_uninvited_beside_a_label(datagrams, number):
-    """Descriptors that fit into a label's room are closed, and the pidfd is
-    there. MSG_CTRUNC tells of them.
+    """Descriptors that fit into a label's room are closed.
+
+    The pidfd is there, and MSG_CTRUNC too.
     """
     receiver, sender = datagrams
     messages.enable(receiver, pidfd=True, label=True)

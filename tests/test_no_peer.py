@@ -52,9 +52,7 @@ def would_block(stack, kind):
 
 
 def test_every_type():
-    """A Unix socket of any type that the kernel makes is refused until it is
-    connected.
-    """
+    """A Unix socket of any type is refused until it is connected."""
     types = set()
     for kind in range(1, 11):
         try:
@@ -98,9 +96,7 @@ def test_listening_with_a_client(listener, kind):
 
 
 def test_datagram():
-    """A datagram socket is refused, and the error says where to look
-    instead.
-    """
+    """A datagram socket is refused, and told where to look instead."""
     with ExitStack() as stack:
         receiver = bound(stack, SOCK_DGRAM)
         connected = unconnected(stack, SOCK_DGRAM)
@@ -140,16 +136,18 @@ def other_end_bound_by_itself(stack, sock, other):
     "change", [connected_elsewhere, disconnected, other_end_gone, other_end_bound, other_end_bound_by_itself]
 )
 def test_datagram_pair_that_was_changed(change):
-    """A datagram pair that was changed is refused, because messages come from
-    others. To the kernel it still has its maker's credentials.
+    """A datagram pair that was changed is refused.
+
+    To the kernel it still has its maker's credentials, while messages come from
+    others.
     """
     with ExitStack() as stack:
         sock, other = map(stack.enter_context, socket.socketpair(AF_UNIX, SOCK_DGRAM))
         assert peercred.read(sock).pid == os.getpid()
         change(stack, sock, other)
         assert raw(sock) == (os.getpid(), os.geteuid(), os.getegid())
-        # SO_PEERSEC on datagram sockets is another error where a security module
-        # labels sockets.
+        # SO_PEERSEC on datagram sockets is another error where a security
+        # module labels sockets.
         assert_refused(sock, errno.ENOTCONN, "datagram socket without a fixed peer: .* each message")
 
 

@@ -37,9 +37,7 @@ pytestmark = [needs_pidfd, needs_pidfd_open]
 
 @pytest.fixture
 def opened(peer_as):
-    """A child that has connected, the connection, and the pidfd of
-    the child.
-    """
+    """A child that has connected, the connection, and the child's pidfd."""
     with peer_as() as (child, conn):
         fd = peercred.open_pidfd(conn)
         yield child, conn, fd
@@ -188,8 +186,9 @@ def test_peer_in_another_pid_namespace(server):
 
 @needs_namespaces
 def test_recycled_pid(peer_as):
-    """If a stranger has the dead peer's number, the pidfd is not the
-    stranger's. read() gives that number.
+    """The pidfd is not that of a stranger that has the dead peer's number.
+
+    The pid that read() gives is.
     """
 
     def inside():

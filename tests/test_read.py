@@ -17,9 +17,7 @@ from peercred import Cred
 
 @needs_root
 def test_accepted_connection_names_the_client_by_effective_ids(listener, peer_as):
-    """A client with three different uids and gids is known by the effective
-    ones.
-    """
+    """A client with three different ids is known by the effective ones."""
     with peer_as((1001, 1002, 1003), (2001, 2002, 2003), listener=listener) as (child, conn):
         cred = peercred.read(conn)
         assert cred == Cred(pid=child.pid, uid=1002, gid=2002)

@@ -88,9 +88,7 @@ def test_server_starts_again(place, code):
 
 
 def test_testing():
-    """`permits` decides as the README says, and a socketpair's peer has one's
-    own ids.
-    """
+    """`permits` decides as the README says, and so does a socketpair."""
     (call,) = re.findall(r"`(allowed\.permits\(.*\))`", section("Testing your own server"))
     for gids, expected in (({27}, True), ({1001}, True), ({28}, False)):
         allowed = peercred.AllowList(uids={0, 1000}, gids=gids)
@@ -152,18 +150,14 @@ def test_examples():
 
 
 def test_error_table():
-    """Every error of the package's own stands in the README, and every name
-    there exists.
-    """
+    """The README has every error of the package, and no name too many."""
     named = set(re.findall(r"`peercred\.(\w+)", README))
     assert named >= {name for name in peercred.__all__ if name.endswith("Error")}
     assert named <= {*peercred.__all__, "messages"}
 
 
 def test_main_job():
-    """`peercred`, at the end of the first command, shows a process of
-    its own.
-    """
+    """`peercred`, at the end of the first command, shows a process."""
     assert blocks("sh")[0].endswith(".venv/bin/peercred\n")
     first, *lines = main_on_a_terminal()
     pid = re.match(r"Process (\d+), a child of this one, has connected", first)[1]
@@ -177,9 +171,7 @@ def main_on_a_terminal(*arguments):
 
 
 def test_output_of_the_command(server):
-    """The lines of the README's example, and where their values stand, are
-    those of the command.
-    """
+    """The README's example has the lines of the command."""
     command, first, *shown = blocks("console")[0].splitlines()
     path = command.removeprefix("$ peercred ")
     name = "@" + server.getsockname()[1:].decode()
@@ -200,8 +192,9 @@ def test_output_of_listen():
 
 
 def test_commands_are_the_two():
-    """One command runs the main job, one the tests; each starts from
-    nothing.
+    """One command runs the main job, one the tests.
+
+    Each starts from nothing.
     """
     assert len(blocks("sh")) == 2
     for command in blocks("sh"):
@@ -211,8 +204,9 @@ def test_commands_are_the_two():
 
 @needs_root
 def test_messages(place):
-    """The receiver of datagrams prints what its own user sends, and nothing
-    else. A former run has left its socket.
+    """The receiver of datagrams prints only what its own user sends.
+
+    A former run has left its socket.
     """
     os.chmod(place, 0o777)
     path = str(place / "log.sock")

@@ -123,9 +123,7 @@ def listening(manager):
 
 @needs_systemd_notify
 def test_barrier(listening):
-    """systemd-notify waits until the manager has closed the pipe of
-    BARRIER=1.
-    """
+    """systemd-notify waits until the pipe of BARRIER=1 is closed."""
     with notify(listening, "--ready") as client:
         assert messages.receive(listening.sock, 4096).data == b"READY=1"
         with messages.receive(listening.sock, 4096, max_fds=1) as message:
@@ -136,9 +134,7 @@ def test_barrier(listening):
 
 @needs_systemd_notify
 def test_barrier_without_room(listening):
-    """Without `max_fds` the pipe of BARRIER=1 is dropped at once.
-    systemd-notify waits for that.
-    """
+    """Without `max_fds` the pipe of BARRIER=1 is dropped at once."""
     with notify(listening, "--ready") as client:
         assert messages.receive(listening.sock, 4096).data == b"READY=1"
         message = messages.receive(listening.sock, 4096)
@@ -184,9 +180,7 @@ def test_claim_of_systemd_notify(listening):
 
 
 def test_fdstore(listening, tmp_path):
-    """A service hands over a descriptor for safekeeping, with its name and
-    sender.
-    """
+    """A service hands over a descriptor, with its name and sender."""
     (tmp_path / "state").write_text("precious")
 
     def store():

@@ -265,9 +265,7 @@ def test_raised_at_each_bytecode(case, seen):
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_raised_at_each_call(case, seen):
-    """Wherever a handler raises that Python runs, what is open is the
-    caller's.
-    """
+    """Wherever Python runs a handler, what is open is the caller's."""
     assert raised_at_each_place(case, seen, raising_at_call) > 1
 
 

@@ -56,9 +56,7 @@ def refused(conn: socket.socket) -> int | None:
 
 
 def wrong(conn: socket.socket) -> None:
-    """What a type checker must refuse: --strict complains of an ignore that is
-    not needed.
-    """
+    """What a type checker must refuse: it complains of an ignore too many."""
     peercred.read(None)  # type: ignore[arg-type]
     peercred.read("3")  # type: ignore[arg-type]
     peercred.AllowList(uids={None})  # type: ignore[arg-type]

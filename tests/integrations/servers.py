@@ -128,9 +128,7 @@ def accepts(path: Path) -> bool:
 
 
 def has_ended(server: subprocess.Popen[bytes]) -> bool:
-    """Whether it has, without reaping it: its number must not become
-    another's.
-    """
+    """Whether it has ended. It is not reaped, so no other has its number."""
     return os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
@@ -180,8 +178,9 @@ Client = Callable[[Dial], AbstractContextManager[Ask]]
 
 
 def assert_names(path: Path, client: Client) -> None:
-    """Two users at once, of two processes, are each told who they are: at once,
-    and again when both have been.
+    """Two users at once, of two processes, are each told who they are.
+
+    They are told so at once, and again when both have been.
     """
 
     def ask_twice(uid: int, other: socket.socket) -> list[str]:
@@ -221,9 +220,7 @@ def as_client(path: Path, use: Callable[[Dial], object], uid: int = UIDS[0]) -> 
 
 
 def is_refused(dial: Dial) -> bool:
-    """Whether the server closes the connection without a word, before the
-    client has said one.
-    """
+    """Whether the server closes the connection without a word."""
     with dial() as sock:
         try:
             return sock.recv(1) == b""

@@ -152,8 +152,9 @@ KWARGS = 'CONFIG_KWARGS = {"http": "door:WithPeer"}'
 @pytest.mark.parametrize("loop", ["asyncio", pytest.param("uvloop", marks=needs("uvloop"))])
 @pytest.mark.parametrize("http", ["h11", pytest.param("httptools", marks=needs("httptools"))])
 def test_refusing(place, http, loop):
-    """The recipe as it stands closes a stranger's connection before a byte is
-    parsed, and names the others.
+    """The recipe as it stands refuses a stranger, and names the others.
+
+    No byte of a stranger is parsed.
     """
     files = {"door": REFUSING}
     if http == "h11":
@@ -197,8 +198,9 @@ def without_app_state(door, how):
 
 @pytest.mark.parametrize("how", GONE)
 def test_without_app_state_nobody_is_named(place, how):
-    """If uvicorn's app_state has no effect any more, asking for the peer is an
-    AttributeError: status 500.
+    """Where uvicorn's app_state has no effect, nobody is named.
+
+    Asking for the peer is an AttributeError: status 500.
     """
     with running(place, program("starlette"), *uvicorn(), door=without_app_state(ADMITTING, how)):
         assert as_client(place / SOCKET, ask)[0] == 500

@@ -32,7 +32,7 @@ LOOPS = ["asyncio", pytest.param("uvloop", marks=needs("uvloop"))]
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_streams(place, loop, tls):
-    """A StreamWriter and its transport, with asyncio's loop and uvloop's, over
+    """A StreamWriter and its transport, with asyncio and uvloop, over
     TLS too.
     """
     context = "tls(server=True)" if tls else None
@@ -120,8 +120,9 @@ def test_aiohttp(place, client):
 
 @needs("aiohttp")
 def test_aiohttp_client(place):
-    """In a client of aiohttp, a response leads to the server, until its body
-    has arrived.
+    """In aiohttp's client, a response leads to the server.
+
+    It does so until its body has arrived.
     """
     from aiohttp import ClientSession, UnixConnector
 
@@ -420,9 +421,7 @@ def test_aiosmtpd(place):
 @needs("tornado", "websockets")
 @pytest.mark.parametrize("client", [web(), websocket], ids=["http", "websocket"])
 def test_tornado(place, client):
-    """The socket of Tornado's request: where it is handled, and for a WebSocket
-    in prepare().
-    """
+    """The socket of Tornado's request, and for a WebSocket in prepare()."""
     program = """
         from tornado.httpserver import HTTPServer
         from tornado.netutil import bind_unix_socket

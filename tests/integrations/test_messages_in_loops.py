@@ -18,9 +18,7 @@ OWN = peercred.Cred(os.getpid(), os.geteuid(), os.getegid())
 
 
 def test_messages_with_asyncio(datagrams):
-    """peercred.messages in asyncio: a socket that does not block, and
-    loop.add_reader.
-    """
+    """asyncio: a socket that does not block, and loop.add_reader."""
     receiver, sender = datagrams
     receiver.setblocking(False)
 
@@ -45,9 +43,7 @@ def test_messages_with_asyncio(datagrams):
 
 @needs("trio")
 def test_messages_with_trio(datagrams):
-    """peercred.messages in trio: the standard library's socket, and
-    trio.lowlevel.wait_readable.
-    """
+    """trio: the standard library's socket, and trio.lowlevel.wait_readable."""
     import trio
 
     receiver, sender = datagrams
@@ -71,9 +67,7 @@ def test_messages_with_trio(datagrams):
 @needs("anyio")
 @pytest.mark.parametrize("backend", ["asyncio", pytest.param("trio", marks=needs("trio"))])
 def test_messages_with_anyio(datagrams, backend):
-    """peercred.messages in anyio: the standard library's socket, and
-    anyio.wait_readable.
-    """
+    """anyio: the standard library's socket, and anyio.wait_readable."""
     import anyio
 
     receiver, sender = datagrams

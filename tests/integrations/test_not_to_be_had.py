@@ -65,9 +65,7 @@ def test_behind_nginx_the_peer_is_nginx(place):
 @needs("grpc")
 @needs_root
 def test_local_credentials_of_grpcio_prove_no_user(place):
-    """grpcio's local credentials for Unix sockets let another user into root's
-    server, and name nobody.
-    """
+    """grpcio's local credentials let another user into root's server."""
     program = """
         from concurrent import futures
         import grpc
@@ -141,8 +139,9 @@ def test_filter_of_pyzmq(place):
 @needs("zmq")
 @needs_root
 def test_srcfd_of_pyzmq_is_a_race(place):
-    """A message's SRCFD is only a number: once its sender has left, it is
-    closed, or the next one's connection.
+    """A message's SRCFD is only a number.
+
+    Once its sender has left, it is closed, or the next one's connection.
     """
     program = """
         import zmq

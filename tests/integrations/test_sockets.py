@@ -79,8 +79,9 @@ def test_socketserver_refuses_in_verify_request(place):
 
 
 def test_http_server(place):
-    """A handler of http.server has the socket, and needs an address_string of
-    its own to write its log.
+    """A handler of http.server has the socket.
+
+    To write its log, it needs an address_string of its own.
     """
     program = """
         import http.server, socketserver
@@ -155,8 +156,9 @@ def test_ssl(place):
 
 @pytest.fixture
 def activated(place):
-    """Starts a program as systemd or inetd would, with a socket as descriptor 3
-    or 0; ends it.
+    """Starts a program as systemd or inetd would, and ends it.
+
+    The socket is its descriptor 3 or 0.
     """
 
     @contextlib.contextmanager
@@ -182,8 +184,9 @@ def listener(place):
 
 
 def test_systemd_socket(place, listener, activated):
-    """Descriptor 3 is the listening socket, if the unit says Accept=no: what it
-    accepts is the connection.
+    """Descriptor 3 is the listening socket, if the unit says Accept=no.
+
+    What it accepts is the connection.
     """
     body = f"""
 import threading
@@ -202,8 +205,9 @@ while True:
     ("descriptor", "conn"), [(3, "socket.socket(fileno=3)"), (0, "0")], ids=["systemd, Accept=yes", "inetd"]
 )
 def test_one_connection(place, listener, activated, descriptor, conn):
-    """A program that is started for one connection has it as descriptor 3 from
-    systemd, and as 0 from inetd.
+    """A program that is started for one connection has it as descriptor.
+
+    It is 3 from systemd, and 0 from inetd.
     """
 
     def client(dial):
@@ -306,8 +310,9 @@ def test_pyro5(place, kind):
 @needs("Pyro5")
 @needs_root
 def test_pyro5_refuses_in_validate_handshake(place):
-    """What validateHandshake raises ends the connection, before anything can be
-    called.
+    """What validateHandshake raises ends the connection.
+
+    Nothing can be called before.
     """
     program = f"""{PYRO}
     allowed = peercred.AllowList(uids={{{UIDS[1]}}})
@@ -340,9 +345,7 @@ def test_pyro5_refuses_in_validate_handshake(place):
 @needs("jsonrpcserver")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:jsonrpcserver")
 def test_jsonrpcserver(place):
-    """jsonrpcserver hands its context= to the method, whichever server it is
-    used in.
-    """
+    """jsonrpcserver hands its context= to the method, in any server."""
     program = """
         import socketserver
         from jsonrpcserver import Success, dispatch, method
@@ -376,9 +379,7 @@ def test_jsonrpcserver(place):
 
 @needs("varlink")
 def test_varlink(place):
-    """varlink hands its connection to a method that has a parameter
-    _request.
-    """
+    """varlink hands its connection to a method with a parameter _request."""
     program = """
         import varlink
         service = varlink.Service(vendor="tests", product="tests", version="1", url="", interface_dir=".")
@@ -415,8 +416,9 @@ def test_varlink(place):
 @needs("thrift")
 @needs_root
 def test_thrift_refuses_in_accept(place):
-    """A TServerSocket whose accept() returns nothing for who is not on the
-    list; its TSocket's handle is the socket.
+    """A TServerSocket's accept() returns nothing for who is not on the list.
+
+    The handle of its TSocket is the socket.
     """
     program = f"""
         from thrift.protocol.TBinaryProtocol import TBinaryProtocolFactory

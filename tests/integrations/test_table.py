@@ -18,9 +18,7 @@ TESTS = "".join(
 
 
 def test_every_expression_is_tested():
-    """Whatever README says to pass, override or use stands in a test, which
-    runs it.
-    """
+    """Whatever the README says to pass stands in a test, which runs it."""
     assert ROWS
     for _, what in ROWS:
         for words in re.findall("`([^`]*)`", what):

@@ -51,8 +51,9 @@ GUNICORN_CONN = 'environ["gunicorn.socket"]'
 @pytest.mark.parametrize("application", FRAMEWORKS)
 @pytest.mark.parametrize("worker", ["sync", "gthread", pytest.param("gevent", marks=needs("gevent"))])
 def test_gunicorn(place, application, worker):
-    """gunicorn's environ has the socket, in each of its kinds of worker; only
-    sync closes it after a request.
+    """gunicorn's environ has the socket, in each of its kinds of worker.
+
+    Only sync closes it after a request.
     """
     options = ["--worker-class", worker, "--threads", "2" if worker == "gthread" else "1"]
     with running(place, APPLICATIONS[application], *GUNICORN, *options, "app:app", conn=GUNICORN_CONN):
