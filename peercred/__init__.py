@@ -1,4 +1,4 @@
-"""Who is at the other end of a Unix domain socket? Ask the Linux kernel.
+"""Who is at the other end of a Unix domain socket?
 
     peercred.read(conn)         # Cred(pid=2002, uid=1000, gid=1000)
     peercred.read_groups(conn)  # (4, 27, 1000)
@@ -8,17 +8,16 @@
     allowed = peercred.AllowList(uids={0, "alice"}, gids={"docker"})
     allowed.require(conn)       # a Cred, or PermissionError
 
-An answer is what the kernel recorded when the peer connected: the effective ids
-of the process that called connect(2), or of the one that called listen(2), if
-it is you who connected. `help(peercred.read)` tells what that proves and what
-it does not.
+Each function asks the Linux kernel what it recorded when the connection
+was made. `help(peercred.read)` says what an answer proves, and what it
+does not prove.
 
-Who sends a *message* is another question: `from peercred import messages`,
-which is imported by itself.
+To learn who sent a *message*, import `peercred.messages`.
 
-Every failure is an exception, never a default value. Whatever the kernel
-refuses is an OSError, so `except OSError` means "refuse". On a platform other
-than Linux the package imports, and each call raises UnsupportedError.
+Every failure is an exception, never a default value. If the kernel
+refuses, the exception is an OSError, so `except OSError` means "refuse".
+On platforms other than Linux you can import the package, but every call
+raises UnsupportedError.
 """
 
 from ._allow import AllowList

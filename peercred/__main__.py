@@ -1,4 +1,4 @@
-"""`peercred`, the command: who is behind this socket? Linux alone can say."""
+"""The command `peercred`: which process is behind this socket?"""
 
 import sys
 
@@ -9,7 +9,7 @@ if sys.platform == "linux":
 else:
 
     def main() -> int:
-        """Ask all the same: the refusal says why there is no answer."""
+        """Ask nevertheless: the error says why there is no answer."""
         try:
             return peercred.read(-1).uid
         except peercred.UnsupportedError as error:

@@ -1,4 +1,4 @@
-"""Who is let in: AllowList."""
+"""AllowList: which peers are let in."""
 
 from __future__ import annotations
 
@@ -14,44 +14,47 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+Ids = Iterable[int | str]
+
 
 class AllowList:
-    """The users and groups whose processes are let in. An immutable value.
+    """The users and groups that are let in. An immutable value.
 
         allowed = peercred.AllowList(uids={0, "alice"}, gids={"docker"})
         cred = allowed.require(conn)  # a Cred, or an OSError: refuse
 
-    Make it once, at start: a bad list fails there and not at the first client.
-    Only what you list is admitted: an empty list refuses everyone, and root is
-    no exception.
+    Make it once, when the server starts, so that a bad list fails there
+    and not at the first client. Only what you list is admitted: an empty
+    list refuses everyone, and root is no exception.
 
-    A name is looked up when the list is made (getpwnam(3), getgrnam(3)), never
-    later. The attributes `uids` and `gids` and the repr show the numbers. A
-    range stays a range, however long it is; other iterables become a frozenset.
+    Names are looked up when the list is made (getpwnam(3), getgrnam(3)),
+    never later. The attributes `uids` and `gids` hold the numbers, as a
+    frozenset. A range stays a range, however long it is.
 
-    The numbers mean what they mean in the user namespace in which the list was
-    made. After the process has entered another one, they are other people's:
-    make the list there. A copy, and a list that was pickled, is made anew by
-    the constructor, with all of its checks.
+    The numbers count in the user namespace where the list is made. If the
+    process enters another one, make the list there. A copied or unpickled
+    list is checked again, like a new one.
 
-    The overflow ids (65534 unless root changed /proc/sys/kernel/overflowuid or
-    overflowgid) never match, not even in a range, and to list one is an error.
-    Every user without a mapping in the reader's user namespace reads as that
-    number. If a server had no mapping itself, `uids={os.geteuid()}` would let
-    in all the others without one.
+    The overflow ids (/proc/sys/kernel/overflowuid and overflowgid, usually
+    65534) never match, not even in a range, and you cannot list them. All
+    users without a mapping in the reader's user namespace read as that
+    number. If the server itself had no mapping, `uids={os.geteuid()}`
+    would let them all in.
 
     Args:
-        uids: Effective user ids, as ints or user names. Any iterable; it is
-            read once.
-        gids: Group ids, as ints or group names. A peer matches by its primary
-            group and by any supplementary one.
+        uids: The effective user ids to let in, as ints or user names: any
+            iterable.
+        gids: The group ids to let in, as ints or group names: any
+            iterable. A peer matches by its primary group and by each of
+            its supplementary groups.
 
     Raises:
         TypeError: Not an iterable of ints and names.
-        ValueError: An unknown name; a number in quotes; a number outside of 0
-            to 4294967294; an overflow id.
+        ValueError: An unknown name, a number in quotes, an overflow id, or
+            a number that is not from 0 to 4294967294.
         UnsupportedError: ENOTSUP: this is not Linux.
-        OSError: The overflow ids cannot be read, because there is no /proc.
+        OSError: ENOENT: /proc/sys/kernel is missing, so the overflow ids
+            are not known.
 
     References:
         user_namespaces(7), proc_sys_kernel(5).
@@ -64,7 +67,7 @@ class AllowList:
     _overflow_uid: int
     _overflow_gid: int
 
-    def __init__(self, uids: Iterable[int | str] = (), gids: Iterable[int | str] = ()) -> None:
+    def __init__(self, uids: Ids = (), gids: Ids = ()) -> None:
         overflow_uid, overflow_gid = kernel.overflow_ids()
         put = object.__setattr__
         put(self, "uids", _ids("user", uids, overflow_uid))
@@ -73,12 +76,12 @@ class AllowList:
         put(self, "_overflow_gid", overflow_gid)
 
     def require(self, conn: Connection) -> Cred:
-        """Let in the peer of a connection, or raise.
+        """Return the peer of a connection if it is on the list, or raise.
 
-        It asks what `read` asks and, if the list has `gids`, what `read_groups`
-        asks. `permits` decides. Both answers are of one socket, whatever other
-        threads do with the descriptor meanwhile. The answer proves what that of
-        `read` proves.
+        This asks what `read` asks and, if the list has `gids`, also what
+        `read_groups` asks. Both answers are about the same connection, even
+        if another thread replaces the descriptor meanwhile. See `read` for
+        what the answer proves.
 
         Args:
             conn: As for `read`.
@@ -87,12 +90,12 @@ class AllowList:
             The peer's `Cred`.
 
         Raises:
-            PermissionError: EACCES: the peer is not on the list. The message
-                says who it is.
-            OSError: As for `read`. As for `read_groups`, if the groups had to
-                decide. EMFILE, ENFILE: the table of descriptors is full, and a
-                list with `gids` needs one for the moment.
-            TypeError, ValueError: As for `read`.
+            PermissionError: EACCES: the peer is not on the list. The
+                message says who it is.
+            OSError, TypeError, ValueError: As for `read`, and as for
+                `read_groups` if only a group could let the peer in.
+            OSError: EMFILE, ENFILE: the table of descriptors is full, and
+                a list with `gids` needs one for a moment.
         """
         if self.gids:
             cred, groups, unknown = kernel.peercred_and_groups(descriptor(conn))
@@ -107,23 +110,21 @@ class AllowList:
     def permits(self, cred: Cred | None, groups: Iterable[int] = ()) -> bool:
         """Is this process on the list?
 
-        This is the decision of `require`, without the question. Use it for the
-        `cred` of a message (see `peercred.messages`: its ids are real ids or a
-        claim, and it has no supplementary groups), and for your own tests, with
-        any `Cred`.
+        This is the decision of `require` without the connection. Use it
+        for the `cred` of a message, and in tests of your own server.
 
         Args:
-            cred: Whom to judge. None, the `cred` of a message that nobody has
-                vouched for, is never permitted.
-            groups: Its supplementary groups.
+            cred: The process. None is never on the list: that is the `cred`
+                of a message whose sender the kernel does not vouch for.
+            groups: Its supplementary groups. A message has none.
 
         Returns:
-            True if `cred.uid` is in `uids`, or if `cred.gid` or one of `groups`
-            is in `gids`; and if what matches is no overflow id.
+            True if `cred.uid` is in `uids`, or if `cred.gid` or one of
+            `groups` is in `gids`. An overflow id never matches.
 
         Raises:
-            TypeError: `cred` is neither a `Cred` nor None, or `groups` is no
-                iterable of ints.
+            TypeError: `cred` is neither a `Cred` nor None, or `groups` is
+                not an iterable of ints.
         """
         if cred is None:
             return False
@@ -153,7 +154,7 @@ class AllowList:
         return hash((self.uids, self.gids))
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"an AllowList is immutable: make another one instead of changing {name!r}")
+        raise AttributeError(f"an AllowList is immutable: make a new one instead of changing {name!r}")
 
     def __delattr__(self, name: str) -> None:
         self.__setattr__(name, None)
@@ -162,7 +163,7 @@ class AllowList:
         return type(self), (self.uids, self.gids)
 
 
-def _ids(kind: str, ids: Iterable[int | str], overflow: int) -> frozenset[int] | range:
+def _ids(kind: str, ids: Ids, overflow: int) -> frozenset[int] | range:
     _check_iterable(f"{kind[0]}ids", ids)
     if type(ids) is range:
         checked: Iterable[int] = (ids[0], ids[-1]) if ids else ()
@@ -171,23 +172,23 @@ def _ids(kind: str, ids: Iterable[int | str], overflow: int) -> frozenset[int] |
         checked = result = frozenset(_id(kind, id_) for id_ in ids)
         if overflow in result:
             raise ValueError(
-                f"{overflow} is the overflow {kind} id, which stands for everyone without a mapping in this user "
-                "namespace. It cannot be let in: give the service a user or group of its own"
+                f"{overflow} is the overflow {kind} id, which all {kind}s without a mapping in this user namespace "
+                f"share, so it cannot be let in: give the service a {kind} of its own"
             )
     for id_ in checked:
         if not 0 <= id_ <= ID_MAX:
-            raise ValueError(f"{id_} is not a {kind} id: those are from 0 to {ID_MAX}")
+            raise ValueError(f"a {kind} id must be from 0 to {ID_MAX}, not {id_}")
     return result
 
 
 def _id(kind: str, id_: int | str) -> int:
     if isinstance(id_, str):
         if id_.isdecimal():
-            raise ValueError(f"{id_!r} is a {kind} id in quotes: write it without them")
+            raise ValueError(f"{id_!r} is a {kind} id in quotes: remove the quotes")
         try:
             return kernel.id_of(kind, id_)
         except (KeyError, ValueError):
-            raise ValueError(f"no {kind} has the name {id_!r}") from None
+            raise ValueError(f"there is no {kind} named {id_!r}") from None
     if issubclass(type(id_), int) and not isinstance(id_, bool):
         return int.__index__(id_)
     raise TypeError(f"a {kind} must be an int or a name, not {id_!r}")

@@ -1,35 +1,37 @@
 """The answer: Cred."""
 
-# Without `annotations` of __future__: of strings, dataclasses would import re.
+# No `from __future__ import annotations` here: given strings as annotations,
+# dataclasses imports re on CPython 3.15.
 from dataclasses import dataclass
 
 PID_MAX = 2**31 - 1
-ID_MAX = 2**32 - 2  # 2**32 - 1 is -1, which is nobody
+ID_MAX = 2**32 - 2  # 2**32 - 1 is -1, which the kernel uses for "nobody"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cred:
     """A process, as the kernel recorded it. An immutable value.
 
-    It can be compared, hashed, copied and pickled. The function or message
-    that it comes from says which ids these are (effective or real) and when
-    they were recorded.
+    You can compare, hash, copy and pickle it. Where it comes from decides
+    which ids these are (effective or real) and when they were recorded.
 
     Attributes:
-        pid: The process id (of the thread group) in the reader's PID namespace,
-            from 1 to 2147483647. None if the process is outside of that
-            namespace: the kernel says 0 there, and `os.kill(0, sig)` would
-            signal the caller's own process group. Another process may have
-            the number by now.
-        uid: The user id in the reader's user namespace, from 0 to 4294967294.
-            A user without a mapping there reads as the overflow id (65534,
-            see /proc/sys/kernel/overflowuid).
+        pid: The process id (of the thread group) in the reader's PID
+            namespace, from 1 to 2147483647. None if the process is outside
+            that namespace: the kernel says 0 there, and `os.kill(0, sig)`
+            would signal the caller's own process group. By now, the number
+            may belong to another process.
+        uid: The user id in the reader's user namespace, from 0 to
+            4294967294. A user without a mapping there reads as the
+            overflow id (/proc/sys/kernel/overflowuid, usually 65534).
         gid: The primary group id, likewise (overflowgid).
 
     Raises:
-        TypeError: The constructor was given something other than ints.
-        ValueError: The constructor was given a number that no process has.
+        TypeError: An argument is not an int.
+        ValueError: No process can have this id.
     """
+
+    __slots__ = ("gid", "pid", "uid")  # slots=True would add methods to help()
 
     pid: int | None
     uid: int
@@ -40,6 +42,9 @@ class Cred:
             _check("pid", self.pid, 1, PID_MAX)
         _check("uid", self.uid, 0, ID_MAX)
         _check("gid", self.gid, 0, ID_MAX)
+
+    def __reduce__(self) -> tuple[type["Cred"], tuple[int | None, int, int]]:
+        return type(self), (self.pid, self.uid, self.gid)
 
 
 def _check(name: str, number: int, least: int, most: int) -> None:

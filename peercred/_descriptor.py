@@ -1,4 +1,4 @@
-"""What may be passed as a connection, and the descriptor that is in it."""
+"""What may be passed as a connection, and how to get its descriptor."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from errno import EBADF
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol, TypeAlias
-else:  # importing typing would cost as much as the rest of the package
+else:  # importing typing would take as long as the rest of the package
 
     class _ByMethods(type):
         def __instancecheck__(cls, instance):
             return all(hasattr(instance, name) for name in vars(cls) if not name.startswith("_"))
 
     class Protocol(metaclass=_ByMethods):
-        """As typing.Protocol: an instance is what has the methods."""
+        """Like typing.Protocol: an instance is anything with the methods."""
 
 
 class HasFileno(Protocol):
-    """A socket, or whatever else has a `fileno()`."""
+    """A socket, or anything else with `fileno()`."""
 
     def fileno(self) -> int: ...
 
 
 class HasExtraInfo(Protocol):
-    """An asyncio transport or StreamWriter, or whatever else has its method."""
+    """An asyncio transport or StreamWriter, or anything that acts like it."""
 
     def get_extra_info(self, name: str, /) -> object: ...
 
@@ -42,17 +42,17 @@ def descriptor(conn: Connection) -> int:
             asyncio's `get_extra_info("socket")`.
 
     Raises:
-        OSError: EBADF: its `fileno()` or `get_extra_info()` ended in an
-            AttributeError, as that of a closed wrapper may. Whatever else they
-            raise comes out unchanged.
-        TypeError: It is none of these (a bool is not), or its `fileno()`
-            returned no int.
-        ValueError: The number is one that no descriptor can have. -1 passes
-            and is refused by the kernel (EBADF), because that is the `fileno()`
-            of a closed socket.
+        OSError: EBADF: `fileno()` or `get_extra_info()` failed with an
+            AttributeError, as it does in some closed wrappers. Any other
+            exception of theirs is not changed.
+        TypeError: `conn` is none of these (a bool is not an int here), or
+            its `fileno()` did not return an int.
+        ValueError: No descriptor can have this number. -1 is accepted,
+            because a closed socket's `fileno()` returns it: the kernel
+            refuses it with EBADF.
     """
-    # Nearly every call ends in the plain cases. Only what fails there is taken
-    # apart: isinstance() and hasattr() would be a fifth of the whole call.
+    # Try the plain cases first: isinstance() and hasattr() would take a fifth
+    # of the whole call.
     if type(conn) is int:
         fd = conn
     else:
@@ -73,11 +73,11 @@ def _unwrap(conn: Any, error: AttributeError) -> Any:
         return int.__index__(conn)
     try:
         if hasattr(conn, "fileno"):
-            raise error  # not a missing method, but the method's own failure
+            raise error  # the method exists, so the error is its own
         get_extra_info = getattr(conn, "get_extra_info", None)
         if get_extra_info is not None:
             socket = get_extra_info("socket")
-            if socket is None:  # a closed transport of uvloop's, or a pipe's: the kernel shall refuse
+            if socket is None:  # uvloop's transports say so once closed, and pipes always
                 return -1
             if hasattr(socket, "fileno"):
                 return socket.fileno()

@@ -1,7 +1,7 @@
-"""The back end of connections, on Linux.
+"""The Linux back end of `_read` and `_allow`.
 
-Only this module and `_linux_messages` touch the compiled one, and an errno
-becomes an exception nowhere else.
+Only this module and `_linux_messages` use the compiled module, and only here
+does an errno become an exception.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Bound once: an attribute of lib or ffi costs 50 ns each time.
+# Bound once, because looking up an attribute of lib or ffi takes 50 ns.
 _peercred, _peergroups, _peerpidfd = lib.peercred, lib.peergroups, lib.peerpidfd
 _peercred_and_groups, _unpack = lib.peercred_and_groups, ffi.unpack
 _new = ffi.new_allocator(should_clear_after_alloc=False)  # C fills it
-# How many gids nearly always suffice, and how many there can be.
+# Room for gids: enough for nearly every process, and enough for all.
 _FEW, _ALL = 64, lib.GROUPS_MAX
 _FEW_GIDS, _ALL_GIDS = ffi.typeof(f"gid_t[{_FEW}]"), ffi.typeof(f"gid_t[{_ALL}]")
 
-# A Cred is made by its slots' own descriptors. Its constructor takes far longer
-# and checks again what C has checked.
+# Fill a Cred's slots directly. Its constructor takes far longer, and would
+# check again what C has checked.
 _new_object = object.__new__
 _set_pid, _set_uid, _set_gid = (vars(Cred)[name].__set__ for name in ("pid", "uid", "gid"))
 
@@ -47,7 +47,7 @@ def peercred(fd: int) -> Cred:
     pid = ucred.pid
     if pid < 0:
         raise error(fd, pid, "SO_PEERCRED")
-    cred = _new_object(Cred)  # as in cred_of(): a frame less is 4 % of the call
+    cred = _new_object(Cred)  # the same as cred_of(), because a call less saves 4 %
     _set_pid(cred, pid or None)
     _set_uid(cred, ucred.uid)
     _set_gid(cred, ucred.gid)
@@ -55,7 +55,7 @@ def peercred(fd: int) -> Cred:
 
 
 def cred_of(ucred: Any) -> Cred | None:
-    """The Cred of a struct from C. None if its pid is a negative errno."""
+    """The Cred of a struct from C, or None if its pid is a negative errno."""
     pid = ucred.pid
     if pid < 0:
         return None
@@ -79,7 +79,10 @@ def peergroups(fd: int) -> tuple[int, ...]:
 
 
 def peercred_and_groups(fd: int) -> tuple[Cred, tuple[int, ...], OSError | None]:
-    """SO_PEERCRED and SO_PEERGROUPS of one peer; or no groups, and why."""
+    """SO_PEERCRED and SO_PEERGROUPS of one peer.
+
+    If the groups cannot be read, they are empty and the error says why.
+    """
     gids = _new(_FEW_GIDS)
     peer = _peercred_and_groups(fd, gids, _FEW)
     count = peer.groups
@@ -97,11 +100,11 @@ def peercred_and_groups(fd: int) -> tuple[Cred, tuple[int, ...], OSError | None]
 
 def peersec(fd: int) -> bytes:
     """SO_PEERSEC."""
-    size = 256  # nearly always suffices
+    size = 256  # enough for nearly every label
     chars = _new("char[]", size)
     length = lib.peersec(fd, chars, size)
     if length == -ERANGE:
-        size = 2**20  # no security module comes near
+        size = 2**20  # far more than any security module uses
         chars = _new("char[]", size)
         length = lib.peersec(fd, chars, size)
     if length < 0:
@@ -113,18 +116,20 @@ def peersec(fd: int) -> bytes:
 
 
 def peerpidfd(fd: int, opened: list[int]) -> None:
-    """SO_PEERPIDFD: puts the new descriptor into the list, which owns it."""
-    # By way of map() it is in the list before a signal handler can raise.
+    """SO_PEERPIDFD. The new descriptor is put into the list, which owns it."""
+    # map() puts it into the list before a signal handler can raise.
     opened.extend(map(_peerpidfd, (fd,)))
     if opened[0] < 0:
         result = opened.pop()
         if result == -EINVAL:
-            raise ProcessLookupError(ESRCH, "the peer is gone, and this kernel can no longer name it (Linux 6.16 can)")
+            raise ProcessLookupError(
+                ESRCH, "the peer is gone, and this kernel can no longer identify it (Linux 6.16 can)"
+            )
         raise _refusal(fd, result, "SO_PEERPIDFD")
 
 
 def overflow_ids() -> tuple[int, int]:
-    """What a uid and a gid without a mapping in the user namespace read as."""
+    """The ids that stand for users and groups without a mapping."""
     numbers = []
     for name in ("overflowuid", "overflowgid"):
         with open(f"/proc/sys/kernel/{name}", "rb") as file:
@@ -133,7 +138,10 @@ def overflow_ids() -> tuple[int, int]:
 
 
 def id_of(kind: str, name: str) -> int:
-    """getpwnam(3) of a "user", getgrnam(3) of a "group". KeyError: unknown."""
+    """getpwnam(3) if kind is "user", getgrnam(3) if it is "group".
+
+    Raises KeyError if there is none.
+    """
     import grp
     import pwd
 
@@ -144,34 +152,34 @@ def id_of(kind: str, name: str) -> int:
 def error(fd: int, result: int, option: str) -> OSError:
     """The exception for a negative errno.
 
-    Why there is no peer is looked up here, on the error path only.
+    It finds out why there is no peer, which only matters after an error.
     """
     errno, family = -result, lib.int_option(fd, lib.SO_DOMAIN)
     if errno == EAFNOSUPPORT or (family >= 0 and family != lib.AF_UNIX):
         return NoPeerError(
-            EAFNOSUPPORT, f"only Unix sockets have peer credentials, and descriptor {fd} is of address family {family}"
+            EAFNOSUPPORT, f"only Unix sockets have peer credentials, and descriptor {fd} has address family {family}"
         )
     if errno == ENOTCONN:
         return NoPeerError(ENOTCONN, f"descriptor {fd} is {_state(fd)}")
     if errno == ENOPROTOOPT:
         return UnsupportedError(ENOPROTOOPT, f"the running kernel, or its security module, does not support {option}")
     if errno in (EBADF, ENOTSOCK):
-        return OSError(errno, f"{os.strerror(errno)}: descriptor {fd} should be a Unix socket")
+        return OSError(errno, f"{os.strerror(errno)}: descriptor {fd} must be a Unix socket")
     return OSError(errno, f"{os.strerror(errno)}: {option} of descriptor {fd}")
 
 
 def _state(fd: int) -> str:
     if lib.int_option(fd, lib.SO_ACCEPTCONN) == 1:
-        return "a listening socket: pass the accepted connection, which accept() returns"
+        return "a listening socket: pass the connection that accept() returns"
     if lib.int_option(fd, lib.SO_TYPE) == lib.SOCK_DGRAM:
         return (
-            "a datagram socket without a fixed peer: credentials come with each message instead, "
-            "and peercred.messages receives them"
+            "a datagram socket without a fixed peer: use peercred.messages, because here credentials "
+            "come with each message"
         )
     return "not connected: connect it, or pass what accept() returns"
 
 
 def _refusal(fd: int, result: int, option: str) -> OSError:
-    """The same. What read() refuses, its sisters refuse for the same reason."""
+    """The same, but if read() refuses the socket too, its error."""
     cred = _peercred(fd)
     return error(fd, cred.pid, "SO_PEERCRED") if cred.pid < 0 else error(fd, result, option)

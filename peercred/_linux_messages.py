@@ -1,7 +1,7 @@
-"""The back end of messages, on Linux: enables, receives and sends.
+"""The Linux back end of `messages`.
 
-sendmsg(2) and recvmsg(2) may block, so they are the standard library's: the
-compiled module keeps the GIL.
+sendmsg(2) and recvmsg(2) can block, so use the standard library's: the compiled
+module keeps the GIL.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 assert sys.platform == "linux"  # noqa: S101  # type checkers know no recvmsg() on Windows
 
-# What recvmsg() gives: the data; a level, a type and a payload of each control
+# What recvmsg() returns: the data; the level, type and payload of each control
 # message; flags; the sender's address.
 Control: TypeAlias = list[tuple[int, int, bytes]]
 Received: TypeAlias = tuple[bytes, Control, int, Any]
 
-# Bound once: an attribute of lib costs 50 ns each time.
+# Bound once, because looking up an attribute of lib takes 50 ns.
 _passing, _room, _unpack_ucred = lib.passing, lib.room, lib.unpack_ucred
 _CREDS, _PIDFD, _LABEL, _FDS = lib.PASS_CREDS, lib.PASS_PIDFD, lib.PASS_LABEL, lib.PASS_FDS
 _FDS_MAX, _LABEL_MAX = lib.FDS_MAX, lib.LABEL_MAX
@@ -50,24 +50,24 @@ _SOL_SOCKET, _CLOEXEC, _CTRUNC = lib.SOL_SOCKET, lib.MSG_CMSG_CLOEXEC, lib.MSG_C
 _SCM_CREDENTIALS, _SCM_SECURITY = lib.SCM_CREDENTIALS, lib.SCM_SECURITY
 _SCM_PIDFD, _SCM_RIGHTS = lib.SCM_PIDFD, lib.SCM_RIGHTS
 
-# Those that enable() cannot do without.
+# The options that enable() cannot do without.
 _OPTIONS = {
     "SO_PASSCRED": (_CREDS, lib.SO_PASSCRED),
     "SO_PASSPIDFD": (_PIDFD, lib.SO_PASSPIDFD),
     "SO_PASSSEC": (_LABEL, lib.SO_PASSSEC),
 }
 
-# Less than half the time of the frozen dataclass's __init__. A field that is
-# not set is as the class has it.
+# Fill in a Message directly: its __init__ takes more than twice as long. A field
+# that is not set has the class's default.
 _new_object = object.__new__
 _set_fields = vars(Message)["__dict__"].__set__
 
 
 def enable(sock: socket.socket, creds: bool, pidfd: bool, label: bool, fds: bool) -> None:
-    """SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC, SO_PASSRIGHTS: all, or none."""
+    """SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC, SO_PASSRIGHTS: all or none."""
     fd = _fileno(sock)
     if label and not creds and not pidfd and _is_stream(fd):
-        raise ValueError("on a stream socket the kernel gives a label only along with creds or pidfd: enable one")
+        raise ValueError("on a stream socket, the kernel sends a label only with creds or pidfd: enable one of them")
     wanted = creds * _CREDS | pidfd * _PIDFD | label * _LABEL | fds * _FDS
     result = lib.set_passing(fd, wanted)
     if result < 0:
@@ -80,12 +80,12 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
     """recvmsg(2)."""
     fd = _fileno(sock)
     if not 0 <= max_fds <= _FDS_MAX:
-        raise ValueError(f"max_fds must be from 0 to {_FDS_MAX}, the kernel's limit, not {max_fds}")
+        raise ValueError(f"max_fds must be from 0 to {_FDS_MAX} (the kernel's limit), not {max_fds}")
     passing = _passing(fd, _STAMPS)
     if passing < 0:
         raise error(fd, passing, "SO_PASSCRED")
-    # Room for what is enabled and no more: descriptors that come in fill the
-    # table, and to close one may block.
+    # No more room than needed: stray descriptors that get in fill the table, and
+    # closing one can block.
     room = _room(passing, max_fds) if max_fds else _ROOM[passing]
     received: list[Received] = []
     owned = None
@@ -96,7 +96,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
         payloads = _parsed(control)
         if _SCM_RIGHTS in payloads or _SCM_PIDFD in payloads:
             owned = _owners(payloads, max_fds)
-            # Not before they are in `owned`, from where they are closed below.
+            # Only now, when `owned` has them, so that they are closed below.
             for each in owned:
                 each.keep()
         cred, label = _sender(fd, data, payloads, flags, passing)
@@ -113,8 +113,8 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
         _set_fields(message, fields)
         return message
     except BaseException:
-        # Also what a signal handler raises. If a second one raises in here,
-        # what was not in `owned` by then may stay open.
+        # A signal handler may raise as well. If a second one raises in here,
+        # descriptors that are not in `owned` yet may stay open.
         for each in owned or (_owners(_parsed(received[0][1]), 0) if received else ()):
             each.close()
         raise
@@ -132,7 +132,7 @@ def send(
     fd = _fileno(sock)
     stream = _is_stream(fd)
     if len(fds) > _FDS_MAX:
-        raise ValueError(f"fds must be {_FDS_MAX} at most, which is the kernel's limit, not {len(fds)}")
+        raise ValueError(f"at most {_FDS_MAX} fds can be sent (the kernel's limit), not {len(fds)}")
     control: list[tuple[int, int, ReadableBuffer]] = []
     if cred is not None:
         ucred = ffi.new("struct ucred *", {"pid": cred.pid or os.getpid(), "uid": cred.uid, "gid": cred.gid})
@@ -140,7 +140,7 @@ def send(
     if fds:
         control.append((_SOL_SOCKET, _SCM_RIGHTS, array("i", fds)))
     if control and stream and not any(memoryview(buffer).nbytes for buffer in buffers):
-        raise ValueError("no data: on a stream socket nothing would arrive, and no credentials or descriptors either")
+        raise ValueError("no data: on a stream socket, credentials and descriptors arrive only along with data")
     try:
         return sock.sendmsg(buffers, control, flags, address)
     except OSError as failure:
@@ -155,8 +155,7 @@ def send(
 
 
 def _fileno(sock: socket.socket) -> int:
-    # A subclass with a recvmsg() of its own is no plain socket: an SSLSocket,
-    # say, has no messages.
+    # A subclass with its own recvmsg(), such as SSLSocket, has no messages.
     plain = socket.socket
     if type(sock) is plain or (isinstance(sock, plain) and type(sock).recvmsg is plain.recvmsg):
         return sock.fileno()
@@ -170,7 +169,8 @@ def _fileno(sock: socket.socket) -> int:
 def _parsed(control: Control) -> dict[int, bytes]:
     """The payload of each type of control message.
 
-    Linux sends one of each. Two would be taken for one that is too long.
+    Linux sends one of each. If there were two, together they would be too long,
+    and be refused.
     """
     payloads: dict[int, bytes] = {}
     for level, kind, payload in control:
@@ -180,7 +180,7 @@ def _parsed(control: Control) -> dict[int, bytes]:
 
 
 def _owners(payloads: dict[int, bytes], max_fds: int) -> tuple[Owned, Owned, Owned]:
-    """The pidfd and the descriptors of the message, and the strays."""
+    """The message's pidfd, its descriptors, and the strays."""
     pidfds = _ints(payloads[_SCM_PIDFD]) if _SCM_PIDFD in payloads else []
     fds = _ints(payloads[_SCM_RIGHTS]) if _SCM_RIGHTS in payloads else []
     strays = fds[max_fds:] + pidfds[1:]
@@ -198,7 +198,7 @@ def _ints(payload: bytes) -> list[int]:
 def _sender(
     fd: int, data: bytes, payloads: dict[int, bytes], flags: int, passing: int
 ) -> tuple[Cred | None, bytes | None]:
-    """What SCM_CREDENTIALS and SCM_SECURITY say. None: nobody, no label."""
+    """The sender according to SCM_CREDENTIALS, and the label of SCM_SECURITY."""
     stamp, label = payloads.get(_SCM_CREDENTIALS), payloads.get(_SCM_SECURITY)
     cred = None
     if stamp is not None:
@@ -209,7 +209,7 @@ def _sender(
     if flags & _CTRUNC and ((stamp is None and passing & _CREDS) or (label is not None and len(label) >= _LABEL_MAX)):
         raise _cut_off()
     if cred is None or cred.pid is None:
-        if not data and _is_stream(fd):  # the end: the credentials are zeroes, in the reader's namespaces
+        if not data and _is_stream(fd):  # the end of the stream, which comes as pid 0, uid 0
             return None, None
         if cred is not None and (cred.uid, cred.gid) == overflow_ids():  # sent before SO_PASSCRED was on
             cred = None
@@ -219,21 +219,23 @@ def _sender(
 def _cut_off() -> OSError:
     return OSError(
         EMSGSIZE,
-        "the kernel cut off the message's credentials or label, for want of room: "
-        "are other control messages on, such as SO_TIMESTAMP, or did the options change meanwhile?",
+        "the kernel had no room for the message's credentials or label: turn off other control messages, "
+        "such as SO_TIMESTAMP, and do not change the options while receiving",
     )
 
 
 def _no_pidfd(payloads: dict[int, bytes], flags: int) -> OSError | None:
-    """Why SCM_PIDFD is missing, or no descriptor but a negative errno."""
+    """Why SCM_PIDFD is missing, or holds a negative errno."""
     payload = payloads.get(_SCM_PIDFD)
     if payload is None:
-        return OSError(EMSGSIZE, "other descriptors took the pidfd's room") if flags & _CTRUNC else None
+        return OSError(EMSGSIZE, "attached descriptors took the pidfd's room") if flags & _CTRUNC else None
     errno = -int.from_bytes(payload, sys.byteorder, signed=True)
     if errno <= 0:
         return None
     if errno == EINVAL:
-        return ProcessLookupError(ESRCH, "the sender is gone, and this kernel can no longer name it (Linux 6.16 can)")
+        return ProcessLookupError(
+            ESRCH, "the sender is gone, and this kernel can no longer identify it (Linux 6.16 can)"
+        )
     return OSError(errno, f"{os.strerror(errno)}: the kernel could not open a pidfd of the sender")
 
 

@@ -1,4 +1,4 @@
-"""What was received: Message."""
+"""Message: what `receive` returns."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ from ._owned import NOTHING, Owned
 
 @dataclass(frozen=True)
 class Message:
-    """A message that `receive` received. Immutable, but for its descriptors.
+    """A received message. Immutable, except that it owns descriptors.
 
-    The pidfd and the attached descriptors are yours. `with` and `close()` close
-    them; `detach_pidfd()` and `detach_fds()` hand them over, and from then on
-    `pidfd` is None and `fds` is (). A message that is dropped with any of them
-    left closes them with a ResourceWarning. A descriptor has one owner: as long
-    as there is any, the message cannot be copied or pickled, and what
-    `dataclasses.replace` makes of it has none.
+    You must close the pidfd and the attached descriptors: use `with`, or
+    `close()`. To keep them longer than the message, take them over with
+    `detach_pidfd()` and `detach_fds()`. A message that is dropped with
+    descriptors in it closes them and gives a ResourceWarning.
+
+    While a message has descriptors, you cannot copy or pickle it, and
+    `dataclasses.replace` makes a message without them.
 
     Attributes:
-        data: What was sent. On a stream, up to where the sender changes. Empty
-            also at the end of a stream.
-        cred: The sender's real ids, or its claim (see `peercred.messages`).
-            None if the kernel has vouched for nobody: SO_PASSCRED is off, or
-            was off when the message was sent; it is out-of-band data; or it is
-            the end of a stream, which Linux itself marks as sent by root.
-            `cred.pid` is None if the sender is outside of the reader's PID
-            namespace. A sender that is outside of the user namespace as well
-            cannot be told from one that nobody vouched for: `cred` is None.
-        label: The security label of the process that made the sender's socket,
-            without the NUL that SELinux ends it with. None if there is none.
-        flags: MSG_TRUNC, MSG_CTRUNC (descriptors that were attached are lost),
-            MSG_EOR, MSG_OOB.
+        data: The bytes. On a stream socket they end where the sender
+            changes. They are empty at the end of a stream.
+        cred: The sender's real ids, or what it claims (see
+            `peercred.messages`). None if the kernel vouches for nobody:
+            SO_PASSCRED was off when the message was sent or is off now, the
+            data is out-of-band, or it is the end of a stream, which Linux
+            itself marks as sent by root. `cred.pid` is None if the sender
+            is outside the reader's PID namespace. If it is outside the user
+            namespace as well, `cred` is None, because the kernel reports
+            such a sender exactly like a missing one.
+        label: The security label of the process that made the sender's
+            socket, without the NUL at the end of SELinux's. None if there
+            is none.
+        flags: MSG_TRUNC (data was cut off), MSG_CTRUNC (descriptors were
+            attached and are lost), MSG_EOR, MSG_OOB.
         address: The address that the sender's socket is bound to, or None.
-        pidfd_error: Why there is no pidfd although it is enabled, for you to
-            look at or to raise. EMFILE or ENFILE: the table of descriptors is
-            full. ESRCH: the sender is gone, and the kernel can no longer refer
-            to it. EMSGSIZE: more descriptors were attached than `max_fds`, and
-            took its room. None if the kernel has vouched for nobody.
+        pidfd_error: An OSError that says why there is no pidfd, although it
+            is enabled. EMFILE, ENFILE: the table of descriptors is full.
+            ESRCH: the sender is gone, and the kernel can no longer refer to
+            it. EMSGSIZE: more than `max_fds` descriptors were attached, and
+            they took its room. None if the kernel vouches for nobody.
     """
 
     data: bytes
@@ -53,9 +56,9 @@ class Message:
 
     @property
     def pidfd(self) -> int | None:
-        """A pidfd of the sender, or None: see `pidfd_error`.
+        """A close-on-exec pidfd of the sender, or None: see `pidfd_error`.
 
-        It is close-on-exec. Each message has a new one, and each MSG_PEEK.
+        Each message has a new one, also if MSG_PEEK received it.
         """
         fds = self._pidfd.fds
         return fds[0] if fds else None
@@ -64,22 +67,23 @@ class Message:
     def fds(self) -> tuple[int, ...]:
         """The descriptors that the sender attached, up to `max_fds`.
 
-        They are close-on-exec. Each MSG_PEEK makes new ones.
+        They are close-on-exec. Each message has new ones, also if MSG_PEEK
+        received it.
         """
         return self._fds.fds
 
     def detach_pidfd(self) -> int | None:
-        """Hand over the pidfd: from now on, to close it is up to you alone."""
+        """Take over the pidfd. From now on, you must close it yourself."""
         fds, pidfd = self._pidfd.fds, self.pidfd
         try:
             self._pidfd.forget()
             return pidfd
-        except BaseException:  # a signal handler's, before the caller has it
+        except BaseException:  # a signal handler raised before the caller had it
             self._pidfd.take_back(fds)
             raise
 
     def detach_fds(self) -> tuple[int, ...]:
-        """Hand over `fds`: from now on, to close them is up to you alone."""
+        """Take over `fds`. From now on, you must close them yourself."""
         fds = self._fds.fds
         try:
             self._fds.forget()
@@ -89,9 +93,10 @@ class Message:
             raise
 
     def close(self) -> None:
-        """Close the pidfd and `fds`, those that are left.
+        """Close the pidfd and `fds`, unless you have taken them over.
 
-        To close what a stranger attached can block, see `receive`.
+        This may block if a stranger attached the descriptors: see
+        `receive`.
         """
         self._pidfd.close()
         self._fds.close()

@@ -1,9 +1,9 @@
-"""Who owns which descriptor, whatever a signal handler raises, and when.
+"""Descriptors are closed once, even if a signal handler raises.
 
-A descriptor must be closed once: never leaked, and never closed a second time,
-when its number may be another's. A signal handler may raise between any two
-steps of Python code, so taking one out of a list and closing it must be one
-step. Here it is: what `deque` and `starmap` do, they do in C.
+A descriptor that is never closed is a leak. If it is closed twice, the second
+close may hit another file that has got the number. A signal handler can raise
+between any two steps of Python code, so taking a descriptor off a list and
+closing it must be one step. `deque` and `starmap` do both in C.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Closer(partial[object]):
-    """Is called when it is dropped.
+    """Calls itself when it is dropped, in C alone.
 
-    A method would be Python code. If a signal handler raised in it, Python
-    would drop the exception, and what is left to do. This is C alone.
+    If a signal handler raises in a `__del__` written in Python, the rest of
+    that method is not run.
     """
 
     __del__ = property(attrgetter("__call__"))
@@ -39,47 +39,43 @@ class Owned:
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
         self._numbers = fds
-        # What is taken out of the iterator is forgotten. A negative errno in
-        # the place of a descriptor owns nothing, and closerange() would take
-        # it for a range that begins at 0.
+        # An iterator forgets what was taken from it. Skip a negative errno in
+        # the place of a descriptor: closerange() would start from 0.
         self._spans = iter([(fd, fd + 1) for fd in fds if fd >= 0])
         self._closer = None
 
     def keep(self) -> None:
-        """Be the only owner.
-
-        If this is dropped, close them, with a ResourceWarning.
-        """
+        """From now on, close them if this object is dropped."""
         if self._numbers:
             self._closer = Closer(deque, starmap(os.closerange, self._spans), 0)
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """Those that are still owned."""
+        """The descriptors that are still owned."""
         return tuple(self._numbers) if self._numbers and length_hint(self._spans) else ()
 
     def close(self) -> None:
-        """Close them.
+        """Close them, ignoring errors of close(2).
 
-        Errors of close(2) are ignored: a stranger may have sent them.
+        A stranger's file decides whether close(2) succeeds.
         """
         deque(starmap(os.closerange, self._spans), maxlen=0)
 
     def forget(self) -> None:
-        """Leave them to somebody else."""
+        """Leave them to another owner."""
         deque(self._spans, maxlen=0)
 
     def take_back(self, fds: Sequence[int]) -> None:
-        """Own again what was forgotten, if it was."""
+        """Own these descriptors again, after forget() was interrupted."""
         self.forget()
         self._numbers = fds
         self._spans = iter([(fd, fd + 1) for fd in fds])
         self.keep()
 
     def __del__(self) -> None:
-        # If a signal handler raises in here, Python drops the exception and
-        # the warning with it. The closer, which is dropped next, still closes.
-        # (There is none if a handler raised in the constructor.)
+        # If a signal handler raises here, the warning is lost, but the closer
+        # is dropped next and closes. (There is no closer yet if a handler
+        # raised in the constructor.)
         if getattr(self, "_closer", None) is not None and (fds := self.fds):
             self.close()
             warnings.warn(f"unclosed descriptors of a peercred Message: {fds}", ResourceWarning, 2, source=self)

@@ -2,7 +2,7 @@
 
 import sys
 
-# By name, never by `except ImportError`: on Linux a broken build must be loud.
+# Never by `except ImportError`: on Linux, a broken build must be an error.
 if sys.platform == "linux":
     from . import _linux as kernel
 else:

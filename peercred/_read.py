@@ -1,4 +1,4 @@
-"""What the kernel recorded of a peer: a function for each socket option."""
+"""What the kernel recorded about a peer: one function per socket option."""
 
 from __future__ import annotations
 
@@ -12,55 +12,57 @@ from ._platform import kernel
 def read(conn: Connection) -> Cred:
     """Who is at the other end of a connected Unix socket?
 
-    `getsockopt(fd, SOL_SOCKET, SO_PEERCRED, ...)`, then getpeername(2), which
-    must name a Unix socket. Otherwise a listening socket and a Bluetooth socket
-    would answer with their own ids.
+    `getsockopt(fd, SOL_SOCKET, SO_PEERCRED, ...)`, then getpeername(2),
+    because a listening socket and a Bluetooth socket would answer with
+    their own ids.
 
-    It proves that a process with these *effective* ids called connect(2),
-    listen(2) or socketpair(2) for the other end. If you accepted the
-    connection, that is the client that connected. The kernel recorded the ids
-    at that moment and never changes them, and the client cannot forge them.
-    If you connected, it is the last process that called listen(2), which need
-    not be the one that accepts. Under socket activation that is pid 1.
+    If you accepted the connection, the answer is the process that called
+    connect(2). If you connected, it is the last process that called
+    listen(2), which need not be the one that accepts: under systemd's
+    socket activation it is pid 1. For a socketpair, it is the process
+    that called socketpair(2).
+
+    It proves that this process had these *effective* ids at that moment.
+    The kernel recorded them then and never changes them. The peer cannot
+    forge them.
 
     It does not prove:
 
     - who holds the other end now: descriptors are inherited and passed on;
-    - that the process still lives;
-    - that `pid` still names it: numbers are recycled;
-    - which user it is, if the id reads as the overflow id (65534): that is
-      every user without a mapping in the reader's user namespace.
+    - that the process is still alive;
+    - that `pid` still names it: pids are reused;
+    - which user it is, if the id is the overflow id (usually 65534): all
+      users without a mapping in the reader's user namespace share it.
 
-    It never blocks, keeps the GIL and caches nothing. It may be called in
+    A stream or seqpacket socket has a peer from the time it is connected,
+    even after a shutdown and after the peer has closed its end. A
+    datagram socket has one only if socketpair(2) made it, and only until
+    somebody calls connect(2) on it, the other end is bound to an address
+    (SO_PASSCRED binds it at its next send), or a send fails because the
+    other end is closed.
+
+    The call never blocks, keeps the GIL and caches nothing. It is safe in
     threads, after fork and in signal handlers.
 
-    A connected stream or seqpacket socket has a peer, also after it was shut
-    down and after the peer has closed its end. Of datagram sockets only a
-    socketpair has one, as long as both ends are as socketpair(2) made them:
-    after connect(2), after a failed send to a closed other end, and after the
-    other end was bound to an address (which SO_PASSCRED does by itself when it
-    sends), there is no fixed peer any more.
-
     Args:
-        conn: An int descriptor; an object with `fileno()`, such as a socket; or
-            an object with asyncio's `get_extra_info("socket")`, such as a
-            transport or a StreamWriter.
+        conn: An int descriptor; an object with `fileno()`, such as a
+            socket; or an object with asyncio's `get_extra_info("socket")`,
+            such as a transport or a StreamWriter.
 
     Returns:
-        A `Cred`: effective `uid` and `gid`, and `pid`, which is None if the
-        peer is in a PID namespace that the reader cannot see.
+        A `Cred` with the effective `uid` and `gid`. Its `pid` is None if
+        the peer is in a PID namespace that the reader cannot see.
 
     Raises:
-        NoPeerError: ENOTCONN: the socket is not connected; or it listens; or it
-            is a datagram socket without a fixed peer. EAFNOSUPPORT: it is not a
-            Unix socket.
-        UnsupportedError: ENOTSUP: this is not Linux. ENOPROTOOPT: the kernel
-            has no SO_PEERCRED.
-        OSError: EBADF: it is closed, no open descriptor, or an object whose
-            `fileno()` ends in an AttributeError. ENOTSOCK: it is not a socket.
-            EPROTO: the kernel's answer is not a `struct ucred`. (The two above
-            are OSErrors too.)
-        TypeError: `conn` is nothing that holds a descriptor.
+        NoPeerError: ENOTCONN: the socket is not connected, listens, or is
+            a datagram socket without a fixed peer. EAFNOSUPPORT: it is
+            not a Unix socket.
+        UnsupportedError: ENOTSUP: this is not Linux. ENOPROTOOPT: the
+            kernel has no SO_PEERCRED.
+        OSError: EBADF: it is closed, or was never open. ENOTSOCK: it is
+            not a socket. EPROTO: the kernel's answer is not a
+            `struct ucred`. (The two exceptions above are OSErrors too.)
+        TypeError: `conn` holds no descriptor.
         ValueError: `conn` holds a number that no descriptor can have.
 
     References:
@@ -71,30 +73,32 @@ def read(conn: Connection) -> Cred:
 
 
 def read_groups(conn: Connection) -> tuple[int, ...]:
-    """Which supplementary groups is the process at the other end in?
+    """Which supplementary groups does the peer have?
 
-    `getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, ...)`, then getpeername(2) as in
-    `read`.
+    `getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, ...)`, then getpeername(2)
+    as in `read`.
 
-    It proves that the process that `read` names had these supplementary groups
-    at the moment that `read` tells of. You get all of them, up to the kernel's
-    65,536, or an error.
+    It proves that the process that `read` names had exactly these
+    supplementary groups when the kernel recorded it. You get all of them,
+    up to the kernel's limit of 65,536, or an error.
 
-    It does not prove what NSS says of the user (`os.getgrouplist`, `grp`,
-    `id NAME`): that may be more or less. `Cred.gid`, the primary group, is not
-    among them unless the process has it as a supplementary group too.
+    It does not prove what the user database says (`os.getgrouplist`, `grp`,
+    `id NAME`): a process may have more groups than its user, or fewer.
+    The primary group is `Cred.gid`. It is listed here only if the process
+    also has it as a supplementary group.
 
     Args:
         conn: As for `read`.
 
     Returns:
-        Group ids in the reader's user namespace, in the kernel's order, with
-        duplicates. `()` if there are none. Each group without a mapping there
-        reads as the overflow id (65534), which identifies no group.
+        Group ids in the reader's user namespace, in the kernel's order,
+        with duplicates. `()` if there are none. Each group without a
+        mapping reads as the overflow id (usually 65534), which identifies
+        no group.
 
     Raises:
-        As `read`, and UnsupportedError (ENOPROTOOPT) if the kernel has no
-        SO_PEERGROUPS.
+        OSError, TypeError, ValueError: As for `read`.
+        UnsupportedError: ENOPROTOOPT: the kernel has no SO_PEERGROUPS.
 
     References:
         setgroups(2), user_namespaces(7). Linux 4.13 and later.
@@ -103,33 +107,34 @@ def read_groups(conn: Connection) -> tuple[int, ...]:
 
 
 def read_label(conn: Connection) -> bytes:
-    """Which security label does the socket at the other end have?
+    """Which security label does the peer's socket have?
 
-    `getsockopt(fd, SOL_SOCKET, SO_PEERSEC, ...)`, then getpeername(2) as in
-    `read`, because SELinux has a label for a socket without a peer as well.
+    `getsockopt(fd, SOL_SOCKET, SO_PEERSEC, ...)`, then getpeername(2) as
+    in `read`, because SELinux also labels sockets without a peer.
 
     It proves that the security module (SELinux, AppArmor, Smack) gave this
-    label to the process that *made* the socket, when it called socket(2) or
-    socketpair(2).
+    label to the process that *made* the peer's socket, when it called
+    socket(2) or socketpair(2).
 
-    It does not prove the label of the process that connected. A socket that is
-    handed on keeps its maker's label, and so does a socket whose maker changes
-    its own label before it connects. `read` and `read_label` of one connection
-    can therefore tell of two processes.
+    It does not prove the label of the process that connected. A socket
+    keeps its maker's label when it is passed on, and also when its maker
+    changes its own label before it connects. So `read` and `read_label`
+    of one connection can describe two different processes.
 
     Args:
         conn: As for `read`.
 
     Returns:
-        The label, without the one NUL that SELinux ends it with:
-        `b"system_u:system_r:init_t:s0"`, or `b"snap.name (enforce)"` from
-        AppArmor. Bytes, because only the security module knows the encoding.
+        The label as bytes, because only the security module knows the
+        encoding: `b"system_u:system_r:init_t:s0"` from SELinux, without
+        the NUL at its end, or `b"snap.name (enforce)"` from AppArmor.
 
     Raises:
-        As `read`; UnsupportedError (ENOPROTOOPT) if no security module labels
-        such sockets (AppArmor does so on Linux 7.2, not on 6.1 and 6.12;
-        SELinux never labels datagram sockets); OSError (ENODATA) if the label
-        is empty.
+        OSError, TypeError, ValueError: As for `read`.
+        OSError: ENODATA: the label is empty.
+        UnsupportedError: ENOPROTOOPT: no security module labels this
+            socket. AppArmor labels sockets on Linux 7.2, but not on 6.1 and
+            6.12. SELinux never labels datagram sockets.
 
     References:
         unix(7), selinux(8), apparmor(7). Linux 2.6.2 and later.
@@ -138,36 +143,38 @@ def read_label(conn: Connection) -> bytes:
 
 
 def open_pidfd(conn: Connection) -> int:
-    """Which process, beyond doubt, is at the other end?
+    """Which process is the peer, beyond doubt?
 
-    `getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, ...)`, then getpeername(2) as in
-    `read`.
+    `getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, ...)`, then getpeername(2) as
+    in `read`.
 
-    It proves that the descriptor refers to the process that `read` names:
-    through exec, after its death, and never to a later process with the same
-    number.
+    It proves that the descriptor refers to the process that `read` names,
+    before and after exec and after its death. It never refers to a later
+    process with the same pid.
 
-    It does not prove that the process still lives (once it has ended, poll(2)
-    says readable), or which program it runs.
+    It does not prove that the process is alive (poll(2) reports the pidfd
+    as readable once it has ended), or which program it runs.
 
-    There is no fallback to `os.pidfd_open(cred.pid)` if the kernel lacks the
-    option. The number may have been recycled since connect(2), which an
-    attacker can bring about, and then the answer would name a stranger.
+    If the kernel lacks the option, there is no fallback to
+    `os.pidfd_open(cred.pid)`. An attacker can have the pid reused since
+    connect(2), and then the answer would be a stranger.
 
     Args:
         conn: As for `read`.
 
     Returns:
-        A new, close-on-exec descriptor, which is yours to close. It is for
-        `signal.pidfd_send_signal`, `select.poll`, `os.waitid(os.P_PIDFD, ...)`
-        of a child, or an event loop's `add_reader`. From Linux 6.16 on you get
-        one of a process that is gone, too: to signal it fails with ESRCH.
+        A new close-on-exec descriptor, which you must close. Use it with
+        `signal.pidfd_send_signal`, `select.poll`, an event loop's
+        `add_reader` or, for a child, `os.waitid(os.P_PIDFD, ...)`. From
+        Linux 6.16 on you also get one for a process that is gone: signals
+        to it fail with ESRCH.
 
     Raises:
-        As `read`; ProcessLookupError (ESRCH) if the peer is gone and the kernel
-        can no longer refer to it (before Linux 6.16); UnsupportedError
-        (ENOPROTOOPT) if the kernel has no SO_PEERPIDFD; OSError (EMFILE,
-        ENFILE) if the table of descriptors is full.
+        OSError, TypeError, ValueError: As for `read`.
+        OSError: EMFILE, ENFILE: the table of descriptors is full.
+        ProcessLookupError: ESRCH: the peer is gone, and the kernel can no
+            longer refer to it (before Linux 6.16).
+        UnsupportedError: ENOPROTOOPT: the kernel has no SO_PEERPIDFD.
 
     References:
         pidfd_open(2), unix(7). Linux 6.5 and later.
@@ -176,7 +183,7 @@ def open_pidfd(conn: Connection) -> int:
     try:
         kernel.peerpidfd(descriptor(conn), opened)
         return opened[0]
-    except BaseException:  # also what a signal handler raises
+    except BaseException:  # a signal handler may raise as well
         for pidfd in opened:
             if pidfd >= 0:  # not a negative errno
                 os.close(pidfd)

@@ -1,4 +1,4 @@
-"""The twin of the Linux back ends elsewhere: each function refuses."""
+"""The back end on other platforms: every function raises UnsupportedError."""
 
 from __future__ import annotations
 
@@ -66,4 +66,4 @@ def send(
 
 
 def _error() -> UnsupportedError:
-    return UnsupportedError(ENOTSUP, f"peercred asks the Linux kernel, and this platform is {sys.platform!r}")
+    return UnsupportedError(ENOTSUP, f"peercred needs Linux, and this platform is {sys.platform!r}")
