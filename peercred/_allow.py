@@ -14,7 +14,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+# Short names, because help() shows them.
 Ids = Iterable[int | str]
+Gids = Iterable[int]
 
 
 class AllowList:
@@ -107,7 +109,7 @@ class AllowList:
             errno.EACCES, f"not on the allow-list: pid {cred.pid}, uid {cred.uid}, gid {cred.gid}"
         )
 
-    def permits(self, cred: Cred | None, groups: Iterable[int] = ()) -> bool:
+    def permits(self, cred: Cred | None, groups: Gids = ()) -> bool:
         """Is this process on the list?
 
         This is the decision of `require` without the connection. Use it
@@ -133,7 +135,7 @@ class AllowList:
         _check_iterable("groups", groups)
         return self._permits(cred, map(index, groups))
 
-    def _permits(self, cred: Cred, groups: Iterable[int]) -> bool:
+    def _permits(self, cred: Cred, groups: Gids) -> bool:
         if cred.uid in self.uids and cred.uid != self._overflow_uid:
             return True
         gids, overflow = self.gids, self._overflow_gid

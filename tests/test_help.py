@@ -1,0 +1,41 @@
+"""help() on a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import pydoc
+
+import pytest
+
+import peercred
+from peercred import messages
+
+DOCUMENTED = {
+    "peercred": peercred,
+    **{name: getattr(peercred, name) for name in peercred.__all__},
+    **{f"messages.{name}": getattr(messages, name) for name in messages.__all__},
+}
+
+
+def lines(thing: object) -> list[str]:
+    """What help() shows, without the path at its end."""
+    return pydoc.render_doc(thing, renderer=pydoc.plaintext).partition("\nFILE\n")[0].splitlines()
+
+
+def words(line: str) -> str:
+    return line.strip(" |")
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_nothing_wraps(name):
+    """No line is too long, except what pydoc writes about any class, and the signatures in messages."""
+    pydocs_own = {words(line) for line in [*lines(OSError), *lines(object)]}
+    too_long = {words(line) for line in lines(DOCUMENTED[name]) if len(line) > 80} - pydocs_own
+    signature = f"{name.removeprefix('messages.')}(" if name.startswith("messages.") else "__"
+    assert [line for line in too_long if not line.startswith(("__", signature))] == []
+
+
+def test_cred_shows_no_machinery():
+    """help(Cred) begins with its fields, and lists no helper functions of dataclasses."""
+    shown = lines(peercred.Cred)
+    assert " |  Cred(pid: int | None, uid: int, gid: int) -> None" in shown
+    assert not [line for line in shown if "_dataclass_" in line and "__dataclass_" not in line]
