@@ -35,7 +35,7 @@ LADDER = {
     "_command.sockets": {"messages"},
     "_allow": {"_cred", "_descriptor", "_platform"},
     "_read": {"_cred", "_descriptor", "_platform"},
-    "messages": {"_cred", "_message", "_platform_messages"},
+    "messages": {"_cred", "_descriptor", "_message", "_platform_messages"},
     "_platform": {"_linux", "_unsupported"},
     "_platform_messages": {"_linux_messages", "_unsupported"},
     "_linux_messages": {"_cred", "_libc", "_linux", "_message", "_owned"},
