@@ -1,8 +1,7 @@
-"""The C surface of peercred, and the build that compiles it into the wheel, on
-Linux only.
+"""The C source of peercred, and the build that compiles it, on Linux only.
 
 pyproject.toml names this module twice: as the build backend, which is
-hatchling's, and as hatchling's build hook.
+hatchling's with one change, and as hatchling's build hook.
 """
 
 import os
@@ -18,11 +17,11 @@ from hatchling.build import *
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import platform_tags
 
-# Hatchling would skip the hook, and make a wheel without the compiled module.
+# With this variable, hatchling would make a wheel without the compiled module.
 os.environ.pop("HATCH_BUILD_NO_HOOKS", None)
 
 LINUX = sys.platform == "linux"
-# PyPy and the free-threaded and debug builds of CPython do without abi3.
+# PyPy, and free-threaded and debug builds of CPython, have no abi3.
 ABI3 = LINUX and sys.implementation.name == "cpython" and not sys.abiflags
 
 DECLARATIONS = """
@@ -98,7 +97,7 @@ SOURCE = """
 #include <sys/un.h>
 #include <unistd.h>
 
-/* What headers older than the running kernel lack. MIPS, Alpha and PowerPC
+/* For headers that are older than the running kernel. MIPS, Alpha and PowerPC
    have the common numbers here. */
 #ifndef SO_PEERGROUPS
 #if defined(__hppa__)
@@ -143,24 +142,24 @@ SOURCE = """
 #define SCM_PIDFD 4
 #endif
 
-/* The kernel's limits: supplementary groups of a process (NGROUPS_MAX), and
-   descriptors in a message (SCM_MAX_FD). A label fits into the page that
-   /proc/<pid>/attr/current takes. */
+/* The kernel's limits: supplementary groups of a process (NGROUPS_MAX),
+   descriptors in a message (SCM_MAX_FD), and bytes of a label (a page, because
+   /proc/<pid>/attr/current takes no more). */
 #define GROUPS_MAX 65536
 #define FDS_MAX 253
 #define LABEL_MAX 4096
 
-/* cffi releases the GIL around every call. These calls never block, and to
-   get the GIL back beside busy threads takes a switch interval for each of
-   them. So this module keeps the GIL, as CPython's socket.getsockopt does.
-   Nothing that can block may be called here without releasing it. */
+/* Keep the GIL, which cffi would release around every call. These calls never
+   block, as in CPython's socket.getsockopt, and to get the GIL back takes a
+   switch interval for each busy thread. A call that can block must release it
+   itself. */
 #undef Py_BEGIN_ALLOW_THREADS
 #undef Py_END_ALLOW_THREADS
 #define Py_BEGIN_ALLOW_THREADS {
 #define Py_END_ALLOW_THREADS }
 
-/* Every function returns its errno, negated. cffi's saved errno would be read
-   a step later, and a signal handler may run in between. */
+/* Every function returns its errno, negated. cffi's saved errno would not do: a
+   signal handler may overwrite it before Python reads it. */
 
 static int int_option(int fd, int option)
 {
@@ -174,10 +173,10 @@ static int int_option(int fd, int option)
 
 /* Is the socket connected, to one Unix socket? 0, or a negative errno.
 
-   SO_PEER* succeed without a peer as well. A listening socket answers with its
-   own ids, and so does a Bluetooth socket, connected or not. A datagram
-   socketpair still names its maker after it was connected elsewhere: a peer
-   with an address gives that away. */
+   SO_PEER* also succeed without a peer. A listening socket answers with its own
+   ids, and so does a Bluetooth socket, connected or not. A datagram socketpair
+   still names its maker after it was connected elsewhere, but then its peer has
+   an address. */
 static int has_peer(int fd)
 {
     struct sockaddr_un address;
@@ -195,8 +194,8 @@ static int has_peer(int fd)
     return type == SOCK_DGRAM ? -ENOTCONN : type < 0 ? type : 0;
 }
 
-/* Asks for a SO_PEER* option: the length of the answer, or a negative errno.
-   The buffer starts as 0xff: bytes that the kernel does not write must never
+/* Asks for a SO_PEER* option, and returns the answer's length or a negative
+   errno. The buffer starts as 0xff: bytes the kernel does not write must never
    read as uid 0. */
 static int ask(int fd, int option, void *value, socklen_t size)
 {
@@ -208,8 +207,8 @@ static int ask(int fd, int option, void *value, socklen_t size)
     return length <= size ? (int)length : -EPROTO;
 }
 
-/* The same of a socket that has a peer. That is asked last: a socket may begin
-   to listen at any moment, but a connected one cannot. */
+/* The same, if the socket has a peer. Look for the peer last: a thread can make
+   the socket listen at any moment, unless it is connected. */
 static int ask_peer(int fd, int option, void *value, socklen_t size)
 {
     int length = ask(fd, option, value, size), error = length < 0 ? 0 : has_peer(fd);
@@ -217,7 +216,7 @@ static int ask_peer(int fd, int option, void *value, socklen_t size)
     return error < 0 ? error : length;
 }
 
-/* Credentials that are none have a negative errno for a pid. */
+/* No credentials: the pid is a negative errno. */
 static struct ucred refused(int error)
 {
     struct ucred cred;
@@ -228,7 +227,7 @@ static struct ucred refused(int error)
     return cred;
 }
 
-/* An id of -1 is nobody, which the kernel reports as a success. */
+/* The kernel reports "nobody" as a success, with ids of -1. */
 static struct ucred checked(struct ucred cred, int length, int nobody)
 {
     if (length != (int)sizeof cred)
@@ -244,7 +243,7 @@ static struct ucred peercred(int fd)
     return checked(cred, length, -ENOTCONN);
 }
 
-/* The number of groups, or a negative errno; -ERANGE if there are more. */
+/* The number of groups, or a negative errno (-ERANGE: too little room). */
 static int number_of_groups(int length)
 {
     const int size = sizeof(gid_t);
@@ -265,10 +264,9 @@ struct peer {
     int groups;
 };
 
-/* Credentials and groups of one peer. Another thread may at any moment put
-   another socket in the place of this descriptor, and the first one back. So
-   both questions go to a descriptor of our own. To close it can block if it has
-   become the last one of its socket: without the GIL, then. */
+/* Credentials and groups of one peer. Another thread may replace the descriptor
+   at any moment, so ask a duplicate of our own. Closing it can block, if it has
+   become the last descriptor of its socket, so release the GIL. */
 static struct peer peercred_and_groups(int fd, gid_t *gids, int count)
 {
     int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
@@ -293,8 +291,8 @@ static int peersec(int fd, char *label, socklen_t size)
     return ask_peer(fd, SO_PEERSEC, label, size);
 }
 
-/* A new descriptor, or a negative errno. With a smaller size the kernel makes
-   the descriptor and cuts off its number. */
+/* A new descriptor, or a negative errno. With a smaller size, the kernel would
+   make a descriptor and cut off its number. */
 static int peerpidfd(int fd)
 {
     int error, pidfd = -1;
@@ -306,20 +304,20 @@ static int peerpidfd(int fd)
         return -EPROTO;
     error = has_peer(fd);
     if (error != 0) {
-        close(pidfd); /* of this process itself, if the socket listens */
+        close(pidfd); /* a listening socket gave one of this process */
         return error;
     }
     return pidfd;
 }
 
-/* What comes with a message: a bit for each option that is on. */
+/* What comes with a message, a bit for each option. */
 #define PASS_CREDS 1
 #define PASS_PIDFD 2
 #define PASS_LABEL 4
 #define PASS_FDS 8
 
 static const struct {
-    int bit, option, without; /* without: how it is where the kernel lacks it */
+    int bit, option, without; /* without: its value if the kernel lacks it */
 } pass_options[] = {
     {PASS_CREDS, SO_PASSCRED, 0},
     {PASS_PIDFD, SO_PASSPIDFD, 0},
@@ -328,8 +326,8 @@ static const struct {
 };
 #define PASS_OPTIONS (int)(sizeof pass_options / sizeof *pass_options)
 
-/* Those of the bits in question whose options are on, or a negative errno. Up to
-   Linux 6.12 sockets of other families have SO_PASSCRED too, to no effect. */
+/* Which of these bits are on, or a negative errno. Up to Linux 6.12, sockets of
+   other families have SO_PASSCRED too, without any effect. */
 static int passing(int fd, int bits)
 {
     int i, on, mask = 0, family = int_option(fd, SO_DOMAIN);
@@ -358,12 +356,12 @@ static int set_option(int fd, int i, int mask)
 
     if (setsockopt(fd, SOL_SOCKET, pass_options[i].option, &on, sizeof on) == 0)
         return 0;
-    /* What the kernel lacks cannot be turned on, and need not be turned off. */
+    /* An option that the kernel lacks need not be turned off. */
     return errno == ENOPROTOOPT && (!on || pass_options[i].without) ? 0 : -errno;
 }
 
-/* Turns each option on or off, as the bits say: all of them, or none if there
-   is an error. 0, or a negative errno. */
+/* Turns every option on or off, as the bits say. After an error, all are as
+   before. Returns 0 or a negative errno. */
 static int set_passing(int fd, int wanted)
 {
     int i, error, before = passing(fd, ~0);
@@ -381,9 +379,9 @@ static int set_passing(int fd, int wanted)
     return 0;
 }
 
-/* Bytes of control data that a message takes, with this many descriptors. The
-   kernel puts the pidfd last. The last one has no padding behind it, because
-   CMSG_SPACE of one descriptor would let two in. */
+/* Bytes of control data for a message with this many descriptors. The kernel
+   puts the pidfd last. The last item gets no padding, because CMSG_SPACE of one
+   descriptor has room for two. */
 static int room(int passing, int fds)
 {
     size_t size = 0, attached = (size_t)fds * sizeof(int);
@@ -399,8 +397,8 @@ static int room(int passing, int fds)
     return (int)size;
 }
 
-/* The payload of SCM_CREDENTIALS, which need not be aligned. Half of one is
-   EMSGSIZE, and nobody's is ENODATA. */
+/* The payload of SCM_CREDENTIALS, which need not be aligned. EMSGSIZE: it is
+   cut off. ENODATA: it names nobody. */
 static struct ucred unpack_ucred(const char *payload, size_t length)
 {
     struct ucred cred;
@@ -414,15 +412,16 @@ static struct ucred unpack_ucred(const char *payload, size_t length)
 
 
 def ffibuilder():
-    from cffi import FFI  # build-system.requires has it on Linux only
+    from cffi import FFI  # installed on Linux only
 
     ffi = FFI()
     ffi.cdef(DECLARATIONS)
     ffi.set_source(
         "peercred._libc",
         SOURCE,
-        define_macros=[("_GNU_SOURCE", None)],  # declares struct ucred; Python.h comes before SOURCE
-        extra_compile_args=["-g0"],  # debug data would hold the temporary path
+        # For struct ucred. A #define in SOURCE would come after Python.h.
+        define_macros=[("_GNU_SOURCE", None)],
+        extra_compile_args=["-g0"],  # debug data would hold a temporary path
         py_limited_api=ABI3,
     )
     return ffi
@@ -444,13 +443,13 @@ def missing():
 class LibcBuildHook(BuildHookInterface):
     def initialize(self, version, build_data):
         if not LINUX:
-            # A wheel of Python files alone, whose functions raise. It is never
-            # py3-none-any, which pip on Linux would prefer to the sdist.
+            # A wheel of Python files alone, whose functions raise. Not
+            # py3-none-any, because pip on Linux would prefer it to the sdist.
             build_data["tag"] = f"py3-none-{next(platform_tags())}"
             return
         if lack := missing():
             sys.exit(
-                f"peercred has to be compiled, and {lack} cannot be found. To install what is needed:\n"
+                f"peercred must be compiled, and {lack} cannot be found. To install what is needed:\n"
                 "Debian, Ubuntu: apt install gcc libc6-dev python3-dev    Fedora: dnf install gcc python3-devel\n"
                 "Alpine: apk add gcc musl-dev python3-dev"
             )
@@ -461,13 +460,11 @@ class LibcBuildHook(BuildHookInterface):
         name = "_libc.abi3.so" if ABI3 else built.name
         if version == "standard":
             build_data["force_include"][str(built)] = f"peercred/{name}"
-        # An editable install needs it in the source tree. Otherwise it is put
-        # there only so that Python finds it when started in the tree, which may
-        # be read-only.
+        # An editable install needs it in the source tree. Otherwise it only
+        # helps a Python that is started there, and the tree may be read-only.
         try:
             with TemporaryDirectory(dir=self.root) as beside:
-                # Replace atomically: a running process may have the old file
-                # mapped.
+                # Replace atomically: a process may have the old file mapped.
                 Path(shutil.copy(built, beside)).replace(Path(self.root, "peercred", name))
         except OSError:
             if version == "editable":
