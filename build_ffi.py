@@ -158,8 +158,9 @@ SOURCE = """
 #define Py_BEGIN_ALLOW_THREADS {
 #define Py_END_ALLOW_THREADS }
 
-/* Every function returns its errno, negated. cffi's saved errno would not do: a
-   signal handler may overwrite it before Python reads it. */
+/* A function that fails returns its errno, negated, as its result or as the pid
+   of its struct. cffi's saved errno would not do: a signal handler may overwrite
+   it before Python reads it. */
 
 static int int_option(int fd, int option)
 {

@@ -30,8 +30,8 @@ class AllowList:
     list refuses everyone, and root is no exception.
 
     Names are looked up when the list is made (getpwnam(3), getgrnam(3)),
-    never later. The attributes `uids` and `gids` hold the numbers, as a
-    frozenset. A range stays a range, however long it is.
+    never later. The attributes `uids` and `gids` hold the numbers: as the
+    range that you gave, however long it is, or else as a frozenset.
 
     The numbers count in the user namespace where the list is made. If the
     process enters another one, make the list there. A copied or unpickled
@@ -71,11 +71,11 @@ class AllowList:
 
     def __init__(self, uids: Ids = (), gids: Ids = ()) -> None:
         overflow_uid, overflow_gid = kernel.overflow_ids()
-        put = object.__setattr__
-        put(self, "uids", _ids("user", uids, overflow_uid))
-        put(self, "gids", _ids("group", gids, overflow_gid))
-        put(self, "_overflow_uid", overflow_uid)
-        put(self, "_overflow_gid", overflow_gid)
+        set_ = object.__setattr__
+        set_(self, "uids", _ids("user", uids, overflow_uid))
+        set_(self, "gids", _ids("group", gids, overflow_gid))
+        set_(self, "_overflow_uid", overflow_uid)
+        set_(self, "_overflow_gid", overflow_gid)
 
     def require(self, conn: Connection) -> Cred:
         """Return the peer of a connection if it is on the list, or raise.
@@ -96,16 +96,18 @@ class AllowList:
                 message says who it is.
             OSError, TypeError, ValueError: As for `read`, and as for
                 `read_groups` if only a group could let the peer in.
-            OSError: EMFILE, ENFILE: the table of descriptors is full, and
-                a list with `gids` needs one for a moment.
+            OSError: EMFILE, ENFILE: the table of descriptors is full. For
+                a list with `gids`, the descriptor is duplicated for a
+                moment. (If another thread closes the original meanwhile,
+                closing the duplicate can block as close(2) can.)
         """
         if self.gids:
-            cred, groups, unknown = kernel.peercred_and_groups(descriptor(conn))
+            cred, groups, groups_error = kernel.peercred_and_groups(descriptor(conn))
         else:
-            cred, groups, unknown = kernel.peercred(descriptor(conn)), (), None
+            cred, groups, groups_error = kernel.peercred(descriptor(conn)), (), None
         if self._permits(cred, groups):
             return cred
-        raise unknown or PermissionError(
+        raise groups_error or PermissionError(
             errno.EACCES, f"not on the allow-list: pid {cred.pid}, uid {cred.uid}, gid {cred.gid}"
         )
 

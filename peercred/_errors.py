@@ -4,7 +4,8 @@
 class NoPeerError(OSError):
     """The socket has no peer, so there is nobody to identify.
 
-    The message says what kind of socket it is and what to pass instead.
+    The message says what kind of socket it is and, if it is a Unix socket,
+    what to use instead.
 
     Attributes:
         errno: ENOTCONN if a Unix socket is not connected, listens, or is

@@ -1,6 +1,6 @@
 """The Linux back end of `_read` and `_allow`.
 
-Only this module and `_linux_messages` use the compiled module, and only here
+Only this module and `_linux_messages` use the compiled module, and only there
 does an errno become an exception.
 """
 
@@ -152,7 +152,8 @@ def id_of(kind: str, name: str) -> int:
 def error(fd: int, result: int, option: str) -> OSError:
     """The exception for a negative errno.
 
-    It finds out why there is no peer, which only matters after an error.
+    If there is no peer, getpeername(2) has said so. The questions here find out
+    why.
     """
     errno, family = -result, lib.int_option(fd, lib.SO_DOMAIN)
     if errno == EAFNOSUPPORT or (family >= 0 and family != lib.AF_UNIX):
@@ -160,7 +161,7 @@ def error(fd: int, result: int, option: str) -> OSError:
             EAFNOSUPPORT, f"only Unix sockets have peer credentials, and descriptor {fd} has address family {family}"
         )
     if errno == ENOTCONN:
-        return NoPeerError(ENOTCONN, f"descriptor {fd} is {_state(fd)}")
+        return NoPeerError(ENOTCONN, f"descriptor {fd} is {_why_no_peer(fd)}")
     if errno == ENOPROTOOPT:
         return UnsupportedError(ENOPROTOOPT, f"the running kernel, or its security module, does not support {option}")
     if errno in (EBADF, ENOTSOCK):
@@ -168,7 +169,7 @@ def error(fd: int, result: int, option: str) -> OSError:
     return OSError(errno, f"{os.strerror(errno)}: {option} of descriptor {fd}")
 
 
-def _state(fd: int) -> str:
+def _why_no_peer(fd: int) -> str:
     if lib.int_option(fd, lib.SO_ACCEPTCONN) == 1:
         return "a listening socket: pass the connection that accept() returns"
     if lib.int_option(fd, lib.SO_TYPE) == lib.SOCK_DGRAM:
@@ -180,6 +181,6 @@ def _state(fd: int) -> str:
 
 
 def _refusal(fd: int, result: int, option: str) -> OSError:
-    """The same, but if read() refuses the socket too, its error."""
+    """Like error(), but if SO_PEERCRED fails as well, that error."""
     cred = _peercred(fd)
     return error(fd, cred.pid, "SO_PEERCRED") if cred.pid < 0 else error(fd, result, option)

@@ -92,15 +92,15 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
     try:
         # By way of map() it is in the list before a signal handler can raise.
         received.extend(map(sock.recvmsg, (bufsize,), (room,), (flags | _CLOEXEC,)))
-        data, control, flags, address = received[0]
+        data, control, got, address = received[0]
         payloads = _parsed(control)
         if _SCM_RIGHTS in payloads or _SCM_PIDFD in payloads:
             owned = _owners(payloads, max_fds)
             # Only now, when `owned` has them, so that they are closed below.
             for each in owned:
                 each.keep()
-        cred, label = _sender(fd, data, payloads, flags, passing)
-        fields = {"data": data, "cred": cred, "label": label, "flags": flags & ~_CLOEXEC, "address": address}
+        cred, label = _sender(fd, data, payloads, got, passing)
+        fields = {"data": data, "cred": cred, "label": label, "flags": got & ~_CLOEXEC, "address": address}
         if owned:
             pidfd, fds, strays = owned
             fields["_pidfd"], fields["_fds"] = pidfd, fds
@@ -108,7 +108,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
                 strays.close()
                 fields["flags"] |= _CTRUNC
         if passing & _PIDFD:
-            fields["pidfd_error"] = _no_pidfd(payloads, flags)
+            fields["pidfd_error"] = _no_pidfd(payloads, got)
         message = _new_object(Message)
         _set_fields(message, fields)
         return message
@@ -169,8 +169,8 @@ def _fileno(sock: socket.socket) -> int:
 def _parsed(control: Control) -> dict[int, bytes]:
     """The payload of each type of control message.
 
-    Linux sends one of each. If there were two, together they would be too long,
-    and be refused.
+    Linux sends one of each. If there were two, they would be joined: credentials
+    are then too long and refused, and descriptors are all closed or handed out.
     """
     payloads: dict[int, bytes] = {}
     for level, kind, payload in control:

@@ -24,14 +24,15 @@ class Message:
     Attributes:
         data: The bytes. On a stream socket they end where the sender
             changes. They are empty at the end of a stream.
-        cred: The sender's real ids, or what it claims (see
-            `peercred.messages`). None if the kernel vouches for nobody:
-            SO_PASSCRED was off when the message was sent or is off now, the
-            data is out-of-band, or it is the end of a stream, which Linux
-            itself marks as sent by root. `cred.pid` is None if the sender
-            is outside the reader's PID namespace. If it is outside the user
-            namespace as well, `cred` is None, because the kernel reports
-            such a sender exactly like a missing one.
+        cred: The sender's real ids, or what it claims. It proves only that
+            the sender may act as this user and group: see
+            `peercred.messages`. `cred.pid` is None if the sender is outside
+            the reader's PID namespace. `cred` is None if the kernel vouches
+            for nobody: SO_PASSCRED was off when the message was sent or is
+            off now; the data is out-of-band; it is the end of a stream,
+            which Linux itself marks as sent by root; or the sender is
+            outside both the PID and the user namespace, which the kernel
+            reports in the same way.
         label: The security label of the process that made the sender's
             socket, without the NUL at the end of SELinux's. None if there
             is none.

@@ -27,6 +27,7 @@ class Closer(partial[object]):
     that method is not run.
     """
 
+    # A property, because it gives Python the method without running Python code.
     __del__ = property(attrgetter("__call__"))
 
 
@@ -39,8 +40,9 @@ class Owned:
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
         self._numbers = fds
-        # An iterator forgets what was taken from it. Skip a negative errno in
-        # the place of a descriptor: closerange() would start from 0.
+        # What is still to be closed, as arguments of closerange(). Taking one
+        # from the iterator and closing it is one step. Skip a negative errno
+        # in the place of a descriptor: closerange() would start from 0.
         self._spans = iter([(fd, fd + 1) for fd in fds if fd >= 0])
         self._closer = None
 

@@ -1,4 +1,4 @@
-"""The one place that chooses the back end."""
+"""Chooses the back end of `_read` and `_allow`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The same choice for messages, which `import peercred` must not load."""
+"""Chooses the back end of `messages`, which `import peercred` must not load."""
 
 import sys
 

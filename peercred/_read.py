@@ -12,9 +12,9 @@ from ._platform import kernel
 def read(conn: Connection) -> Cred:
     """Who is at the other end of a connected Unix socket?
 
-    `getsockopt(fd, SOL_SOCKET, SO_PEERCRED, ...)`, then getpeername(2),
-    because a listening socket and a Bluetooth socket would answer with
-    their own ids.
+    This calls `getsockopt(fd, SOL_SOCKET, SO_PEERCRED, ...)` and then
+    getpeername(2), because a listening socket and a Bluetooth socket
+    would answer with their own ids.
 
     If you accepted the connection, the answer is the process that called
     connect(2). If you connected, it is the last process that called
@@ -36,10 +36,13 @@ def read(conn: Connection) -> Cred:
 
     A stream or seqpacket socket has a peer from the time it is connected,
     even after a shutdown and after the peer has closed its end. A
-    datagram socket has one only if socketpair(2) made it, and only until
-    somebody calls connect(2) on it, the other end is bound to an address
-    (SO_PASSCRED binds it at its next send), or a send fails because the
-    other end is closed.
+    datagram socket has a peer only if socketpair(2) made it, and only
+    until:
+
+    - somebody calls connect(2) on it;
+    - the other end gets an address, by bind(2) or, if SO_PASSCRED is on
+      there, at its next send;
+    - a send fails because the other end is closed.
 
     The call never blocks, keeps the GIL and caches nothing. It is safe in
     threads, after fork and in signal handlers.
@@ -75,8 +78,8 @@ def read(conn: Connection) -> Cred:
 def read_groups(conn: Connection) -> tuple[int, ...]:
     """Which supplementary groups does the peer have?
 
-    `getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, ...)`, then getpeername(2)
-    as in `read`.
+    This calls `getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, ...)` and then
+    getpeername(2), as `read` does.
 
     It proves that the process that `read` names had exactly these
     supplementary groups when the kernel recorded it. You get all of them,
@@ -109,8 +112,8 @@ def read_groups(conn: Connection) -> tuple[int, ...]:
 def read_label(conn: Connection) -> bytes:
     """Which security label does the peer's socket have?
 
-    `getsockopt(fd, SOL_SOCKET, SO_PEERSEC, ...)`, then getpeername(2) as
-    in `read`, because SELinux also labels sockets without a peer.
+    This calls `getsockopt(fd, SOL_SOCKET, SO_PEERSEC, ...)` and then
+    getpeername(2), because SELinux also labels sockets without a peer.
 
     It proves that the security module (SELinux, AppArmor, Smack) gave this
     label to the process that *made* the peer's socket, when it called
@@ -145,8 +148,8 @@ def read_label(conn: Connection) -> bytes:
 def open_pidfd(conn: Connection) -> int:
     """Which process is the peer, beyond doubt?
 
-    `getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, ...)`, then getpeername(2) as
-    in `read`.
+    This calls `getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, ...)` and then
+    getpeername(2), as `read` does.
 
     It proves that the descriptor refers to the process that `read` names,
     before and after exec and after its death. It never refers to a later

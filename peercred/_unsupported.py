@@ -1,4 +1,7 @@
-"""The back end on other platforms: every function raises UnsupportedError."""
+"""The back end on other platforms: every function raises UnsupportedError.
+
+The signatures are those of `_linux` and `_linux_messages`.
+"""
 
 from __future__ import annotations
 

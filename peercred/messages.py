@@ -19,8 +19,8 @@ Linux knows three identities of a peer, and they can differ:
 - *Real ids at send*, in `Message.cred`, if the sender added no
   credentials. They say whose process wrote this message. If user 1000
   runs a set-uid-root program, that is 1000 here and 0 in `read`.
-- *Claimed ids*, in `Message.cred`, if the sender added credentials, as
-  `send(cred=...)` does. A sender may choose among its real, effective and
+- *Claimed ids*, in `Message.cred`, if the sender added credentials itself,
+  as `messages.send(sock, data, cred=...)` does. A sender may choose among its real, effective and
   saved ids. Root (CAP_SETUID, CAP_SETGID, CAP_SYS_ADMIN) may use any ids
   and the pid of any process, and the pidfd follows the pid.
 
@@ -58,8 +58,8 @@ def enable(
 ) -> None:
     """Choose what comes with each message that this socket receives.
 
-    `setsockopt(fd, SOL_SOCKET, SO_PASSCRED | SO_PASSPIDFD | SO_PASSSEC |
-    SO_PASSRIGHTS, ...)`: each option is turned on or off.
+    This calls `setsockopt(fd, SOL_SOCKET, ...)` to turn each of
+    SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC and SO_PASSRIGHTS on or off.
 
     Call it before bind() or listen(). Messages that are queued before it
     have no sender, as a rule. Accepted connections inherit the options from
@@ -100,9 +100,9 @@ def enable(
 def receive(sock: socket.socket, bufsize: int, flags: int = 0, *, max_fds: int = 0) -> Message:
     """Receive a message and what comes with it.
 
-    `recvmsg(fd, ..., flags | MSG_CMSG_CLOEXEC)` of the standard library, so
-    timeouts, non-blocking sockets and signals work as with `socket.recv`.
-    Before it, getsockopt(2) asks which options are on.
+    This calls `recvmsg(fd, ..., flags | MSG_CMSG_CLOEXEC)` by means of the
+    standard library, so timeouts, non-blocking sockets and signals work as
+    with `socket.recv`. Before it, getsockopt(2) asks which options are on.
 
     See the top of this module for what `cred` proves. It does not prove
     that the process is still alive, or that `pid` still names it.
@@ -151,9 +151,10 @@ def send(
 ) -> int:
     """Send a message, optionally with credentials and descriptors.
 
-    `sendmsg(fd, ..., flags)` of the standard library, with SCM_CREDENTIALS
-    if you give `cred` and SCM_RIGHTS if you give `fds`. Without `cred`, the
-    kernel adds the caller's pid and real ids if the receiver enabled that.
+    This calls `sendmsg(fd, ..., flags)` by means of the standard library,
+    with SCM_CREDENTIALS if you give `cred` and SCM_RIGHTS if you give
+    `fds`. Without `cred`, the kernel adds the caller's pid and real ids if
+    the receiver enabled that.
 
     Args:
         sock: A Unix socket of the standard library, blocking or not.

@@ -114,3 +114,144 @@ def test_socket_that_carries_itself(pair):
                 os.path.samestat(os.fstat(fd), os.fstat(sock.fileno()))
                 for fd, sock in zip(message.fds, (sender, receiver), strict=True)
             ] == [True, True]
+
+
+# Refused at the source
+
+
+@needs_passrights
+def test_refused_at_the_sender(ends):
+    """Linux 6.16: who attaches gets EPERM, plain messages arrive, and pidfds too."""
+    receiver, sender = ends
+    messages.enable(receiver, pidfd=True, fds=False)
+    with pytest.raises(PermissionError):
+        attach(sender, b"x", 1)
+    with pytest.raises(PermissionError, match=r"with the descriptors \(0,\), which the receiver may refuse"):
+        messages.send(sender, b"x", fds=[0])
+    messages.send(sender, b"y")
+    with messages.receive(receiver, 100, max_fds=1) as message:
+        assert (message.data, fdinfo(message.pidfd), message.fds) == (b"y", os.getpid(), ())
+    messages.enable(receiver)
+    attach(sender, b"x", 1)
+    assert messages.receive(receiver, 100).flags == socket.MSG_CTRUNC
+
+
+@needs_passrights
+def test_accepted_connections_refuse_too(server):
+    """What the listener has refused before listen(), its connections refuse."""
+    messages.enable(server, fds=False)
+    server.listen()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(server.getsockname())
+        with server.accept()[0], pytest.raises(PermissionError):
+            attach(client, b"x", 1)
+
+
+@needs_passrights
+def test_lingering_descriptor(ends):
+    """A TCP socket that would take an hour to close never gets in."""
+    receiver, sender = ends
+    messages.enable(receiver, fds=False)
+
+    def hostile():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            tcp = socket.create_connection(listener.getsockname())
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+            tcp.setblocking(False)
+            while isinstance(outcome(tcp.send, bytes(65536)), int):
+                pass
+            error = outcome(socket.send_fds, sender, [b"x"], [tcp.fileno()])
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            tcp.close()
+            return error
+
+    assert call(hostile) == (PermissionError, errno.EPERM)
+    with pytest.raises(BlockingIOError):
+        messages.receive(receiver, 10, socket.MSG_DONTWAIT)
+
+
+# send()
+
+
+def test_sent(ends):
+    """Ints and objects with fileno(), beside credentials, arrive as the standard library reads them."""
+    receiver, sender = ends
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    with open(__file__) as file:
+        assert messages.send(sender, b"hello", cred=Cred(None, os.getuid(), os.getgid()), fds=(file, 0)) == 5
+    data, [_, (level, kind, payload)], flags, _ = receiver.recvmsg(100, 100)
+    assert (data, level, kind, flags) == (b"hello", socket.SOL_SOCKET, socket.SCM_RIGHTS, 0)
+    fds = array.array("i", payload)
+    assert [
+        os.path.samestat(os.fstat(fd), other) for fd, other in zip(fds, (os.stat(__file__), os.fstat(0)), strict=True)
+    ] == [
+        True,
+        True,
+    ]
+    for fd in fds:
+        os.close(fd)
+
+
+def test_as_many_as_there_can_be(ends):
+    """253 arrive, and one more is an error before anything is sent."""
+    receiver, sender = ends
+    messages.send(sender, b"x", fds=[0] * 253)
+    with messages.receive(receiver, 100, max_fds=253) as message:
+        assert len(message.fds) == 253
+    with pytest.raises(ValueError, match="^at most 253 fds can be sent"):
+        messages.send(sender, b"x", fds=[0] * 254)
+    with pytest.raises(BlockingIOError):
+        messages.receive(receiver, 10, socket.MSG_DONTWAIT)
+
+
+@pytest.mark.parametrize(
+    "fds", ["ab", b"ab", bytearray(b"ab"), memoryview(b"ab"), 5, None, [None], [True], ["5"], [5.0], [object]]
+)
+def test_what_is_no_descriptor(pair, fds):
+    """A TypeError, and nothing is sent."""
+    receiver, sender = pair
+    with pytest.raises(TypeError):
+        messages.send(sender, b"x", fds=fds)
+    with pytest.raises(BlockingIOError):
+        receiver.recv(1, socket.MSG_DONTWAIT)
+
+
+@pytest.mark.parametrize("number", [-1, -(2**31), 2**31, 2**64])
+def test_what_no_descriptor_can_be(pair, number):
+    """-1 is the fileno() of a closed socket."""
+    with pytest.raises(ValueError, match=f"none has the number {number}"):
+        messages.send(pair[1], b"x", fds=[0, number])
+
+
+def test_what_is_not_open(ends):
+    """The kernel's EBADF, which names them; nothing is sent."""
+    receiver, sender = ends
+    fd = os.dup(0)
+    os.close(fd)
+    with pytest.raises(OSError, match=rf"sending with the descriptors \(0, {fd}\)$") as caught:
+        messages.send(sender, b"x", fds=[0, fd])
+    assert caught.value.errno == errno.EBADF
+    with pytest.raises(BlockingIOError):
+        messages.receive(receiver, 10, socket.MSG_DONTWAIT)
+
+
+@pytest.mark.parametrize("data", [b"", [], [b"", b""]])
+def test_nothing_to_carry_them(pair, data):
+    """On a stream, descriptors without data would not arrive."""
+    with pytest.raises(ValueError, match="no data"):
+        messages.send(pair[1], data, fds=[0])
+
+
+def test_tls_socket():
+    """An SSLSocket has no messages: refused by all three, with the remedy."""
+    ours, theirs = socket.socketpair()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    with theirs, context.wrap_socket(ours, do_handshake_on_connect=False) as sock:
+        for function in (
+            messages.enable,
+            lambda sock: messages.receive(sock, 10),
+            lambda sock: messages.send(sock, b"x"),
+        ):
+            with pytest.raises(TypeError, match=r"'SSLSocket' object is not a plain socket\.socket: "):
+                function(sock)
