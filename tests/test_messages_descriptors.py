@@ -198,7 +198,7 @@ def test_as_many_as_there_can_be(ends):
     messages.send(sender, b"x", fds=[0] * 253)
     with messages.receive(receiver, 100, max_fds=253) as message:
         assert len(message.fds) == 253
-    with pytest.raises(ValueError, match="^at most 253 fds can be sent"):
+    with pytest.raises(ValueError, match="at most 253 fds can be sent"):
         messages.send(sender, b"x", fds=[0] * 254)
     with pytest.raises(BlockingIOError):
         messages.receive(receiver, 10, socket.MSG_DONTWAIT)
