@@ -57,8 +57,8 @@ _OPTIONS = {
     "SO_PASSSEC": (_LABEL, lib.SO_PASSSEC),
 }
 
-# Fill in a Message directly: its __init__ takes more than twice as long. A field
-# that is not set has the class's default.
+# Fill in a Message directly: its __init__ takes more than twice as long. A
+# field that is not set has the class's default.
 _new_object = object.__new__
 _set_fields = vars(Message)["__dict__"].__set__
 
@@ -84,8 +84,8 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
     passing = _passing(fd, _STAMPS)
     if passing < 0:
         raise error(fd, passing, "SO_PASSCRED")
-    # No more room than needed: stray descriptors that get in fill the table, and
-    # closing one can block.
+    # No more room than needed: stray descriptors that get in fill the table,
+    # and closing one can block.
     room = _room(passing, max_fds) if max_fds else _ROOM[passing]
     received: list[Received] = []
     owned = None
@@ -169,8 +169,8 @@ def _fileno(sock: socket.socket) -> int:
 def _parsed(control: Control) -> dict[int, bytes]:
     """The payload of each type of control message.
 
-    Linux sends one of each. If there were two, they would be joined: credentials
-    are then too long and refused, and descriptors are all closed or handed out.
+    Linux sends one of each. If there were two, they would be joined, so that
+    credentials would be too long and refused, and no descriptor lost.
     """
     payloads: dict[int, bytes] = {}
     for level, kind, payload in control:
@@ -198,7 +198,7 @@ def _ints(payload: bytes) -> list[int]:
 def _sender(
     fd: int, data: bytes, payloads: dict[int, bytes], flags: int, passing: int
 ) -> tuple[Cred | None, bytes | None]:
-    """The sender according to SCM_CREDENTIALS, and the label of SCM_SECURITY."""
+    """The sender according to SCM_CREDENTIALS, and the label (SCM_SECURITY)."""
     stamp, label = payloads.get(_SCM_CREDENTIALS), payloads.get(_SCM_SECURITY)
     cred = None
     if stamp is not None:

@@ -27,7 +27,7 @@ class Closer(partial[object]):
     that method is not run.
     """
 
-    # A property, because it gives Python the method without running Python code.
+    # A property, so that Python gets the method without running Python code.
     __del__ = property(attrgetter("__call__"))
 
 

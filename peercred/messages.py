@@ -19,10 +19,11 @@ Linux knows three identities of a peer, and they can differ:
 - *Real ids at send*, in `Message.cred`, if the sender added no
   credentials. They say whose process wrote this message. If user 1000
   runs a set-uid-root program, that is 1000 here and 0 in `read`.
-- *Claimed ids*, in `Message.cred`, if the sender added credentials itself,
-  as `messages.send(sock, data, cred=...)` does. A sender may choose among its real, effective and
-  saved ids. Root (CAP_SETUID, CAP_SETGID, CAP_SYS_ADMIN) may use any ids
-  and the pid of any process, and the pidfd follows the pid.
+- *Claimed ids*, in `Message.cred`, if the sender added credentials
+  itself, as `messages.send(sock, data, cred=...)` does. A sender may
+  choose among its real, effective and saved ids. Root (CAP_SETUID,
+  CAP_SETGID, CAP_SYS_ADMIN) may use any ids and the pid of any process,
+  and the pidfd follows the pid.
 
 The receiver cannot tell the last two apart. So a uid proves only that the
 sender may act as that user. Trust the pid and the pidfd only as far as

@@ -43,7 +43,7 @@ def test_not_an_id(name, id_):
 @pytest.mark.parametrize("name", ["uids", "gids"])
 def test_ids_are_in_bounds(name, ids):
     """An id is from 0 to 4294967294; both ends of a range are checked."""
-    with pytest.raises(ValueError, match=r"^-?\d+ is not a (user|group) id: those are from 0 to 4294967294$"):
+    with pytest.raises(ValueError, match=r"^a (user|group) id must be from 0 to 4294967294, not -?\d+$"):
         AllowList(**{name: ids})
 
 
@@ -63,7 +63,7 @@ def test_names_are_looked_up():
 @pytest.mark.parametrize("kind", ["user", "group"])
 def test_unknown_name(kind, name):
     """An unknown name fails when the list is made, and is shown."""
-    with pytest.raises(ValueError, match=f"^no {kind} has the name {re.escape(repr(name))}$"):
+    with pytest.raises(ValueError, match=f"^there is no {kind} named {re.escape(repr(name))}$"):
         AllowList(**{f"{kind[0]}ids": {0, name}})
 
 
@@ -71,7 +71,7 @@ def test_unknown_name(kind, name):
 @pytest.mark.parametrize("kind", ["user", "group"])
 def test_number_in_quotes(kind, name):
     """A number in quotes is no name, and the error says what to write."""
-    with pytest.raises(ValueError, match=rf"is a {kind} id in quotes: write it without them"):
+    with pytest.raises(ValueError, match=rf"is a {kind} id in quotes: remove the quotes"):
         AllowList(**{f"{kind[0]}ids": {name}})
 
 

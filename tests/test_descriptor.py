@@ -116,7 +116,7 @@ def test_transport_without_a_socket_is_not_open():
 
     A pipe has one, and uvloop when it has closed.
     """
-    with pytest.raises(OSError, match="should be a Unix socket") as caught:
+    with pytest.raises(OSError, match="must be a Unix socket") as caught:
         peercred.read(Transport(None))
     assert caught.value.errno == errno.EBADF
 

@@ -27,7 +27,10 @@ def words(line: str) -> str:
 
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_nothing_wraps(name):
-    """No line is too long, except what pydoc writes about any class, and the signatures in messages."""
+    """No line is too long for 80 columns.
+
+    Except what pydoc writes about any class, and signatures in messages.
+    """
     pydocs_own = {words(line) for line in [*lines(OSError), *lines(object)]}
     too_long = {words(line) for line in lines(DOCUMENTED[name]) if len(line) > 80} - pydocs_own
     signature = f"{name.removeprefix('messages.')}(" if name.startswith("messages.") else "__"
@@ -35,7 +38,7 @@ def test_nothing_wraps(name):
 
 
 def test_cred_shows_no_machinery():
-    """help(Cred) begins with its fields, and lists no helper functions of dataclasses."""
+    """help(Cred) begins with its fields and lists no helpers of dataclasses."""
     shown = lines(peercred.Cred)
     assert " |  Cred(pid: int | None, uid: int, gid: int) -> None" in shown
     assert not [line for line in shown if "_dataclass_" in line and "__dataclass_" not in line]

@@ -230,7 +230,7 @@ def test_option_that_is_turned_on_meanwhile(run):
         "finally: print(os.listdir('/proc/self/fd') == before)",
         LATE=1,
     )
-    assert answer.startswith(f"True\nOSError {errno.EMSGSIZE} the kernel cut off".replace("the", "[Errno 90] the"))
+    assert answer.startswith(f"True\nOSError {errno.EMSGSIZE} the kernel had no room".replace("the", "[Errno 90] the"))
 
 
 ENABLE = [

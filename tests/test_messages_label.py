@@ -31,7 +31,7 @@ def test_label_alone(ends):
     receiver, _ = ends
     if receiver.type == socket.SOCK_STREAM:
         messages.enable(receiver)
-        with pytest.raises(ValueError, match=r"stream socket .* along with creds or pidfd"):
+        with pytest.raises(ValueError, match=r"stream socket, .* only with creds or pidfd"):
             messages.enable(receiver, creds=False, label=True)
         assert enabled(receiver) == {"creds"}
     else:

@@ -33,7 +33,7 @@ def test_other_families(function, kind):
 def test_closed_socket(function, pair):
     """A closed socket is EBADF."""
     pair[0].close()
-    with pytest.raises(OSError, match="should be a Unix socket") as caught:
+    with pytest.raises(OSError, match="must be a Unix socket") as caught:
         function(pair[0])
     assert caught.value.errno == errno.EBADF
 

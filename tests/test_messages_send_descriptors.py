@@ -40,7 +40,7 @@ def test_as_many_as_there_can_be(ends):
     messages.send(sender, b"x", fds=[0] * 253)
     with messages.receive(receiver, 100, max_fds=253) as message:
         assert len(message.fds) == 253
-    with pytest.raises(ValueError, match="fds must be 253 at most, which is the kernel's limit, not 254"):
+    with pytest.raises(ValueError, match="at most 253 fds can be sent"):
         messages.send(sender, b"x", fds=[0] * 254)
     with pytest.raises(BlockingIOError):
         messages.receive(receiver, 10, socket.MSG_DONTWAIT)
@@ -61,7 +61,7 @@ def test_what_is_no_descriptor(pair, fds):
 @pytest.mark.parametrize("number", [-1, -(2**31), 2**31, 2**64])
 def test_what_no_descriptor_can_be(pair, number):
     """A number that no descriptor has is a ValueError."""
-    with pytest.raises(ValueError, match=f"{number} in fds is no open descriptor"):
+    with pytest.raises(ValueError, match=f"none has the number {number}"):
         messages.send(pair[1], b"x", fds=[0, number])
 
 

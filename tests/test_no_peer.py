@@ -83,7 +83,7 @@ def test_listening(listener):
     The kernel answers with the listener's own identity.
     """
     assert raw(listener) == (os.getpid(), os.geteuid(), os.getegid())
-    assert_refused(listener, errno.ENOTCONN, "listening socket: pass the accepted connection")
+    assert_refused(listener, errno.ENOTCONN, "listening socket: pass the connection that accept")
 
 
 def test_listening_with_a_client(listener, kind):

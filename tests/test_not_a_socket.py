@@ -40,7 +40,7 @@ def epoll(stack):
 @pytest.mark.parametrize("make", [pipe, event, regular_file, epoll])
 def test_not_a_socket(function, make):
     """What is no socket is ENOTSOCK, and the error says what it should be."""
-    with ExitStack() as stack, pytest.raises(OSError, match="should be a Unix socket") as caught:
+    with ExitStack() as stack, pytest.raises(OSError, match="must be a Unix socket") as caught:
         function(make(stack))
     assert (type(caught.value), caught.value.errno) == (OSError, errno.ENOTSOCK)
 
@@ -67,6 +67,6 @@ def path_descriptor(stack):
 @pytest.mark.parametrize("make", [closed_descriptor, closed_socket, path_descriptor, lambda stack: -1])
 def test_not_open(function, make):
     """Closed sockets and descriptors, O_PATH, and -1 are EBADF."""
-    with ExitStack() as stack, pytest.raises(OSError, match="should be a Unix socket") as caught:
+    with ExitStack() as stack, pytest.raises(OSError, match="must be a Unix socket") as caught:
         function(make(stack))
     assert (type(caught.value), caught.value.errno) == (OSError, errno.EBADF)
