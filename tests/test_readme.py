@@ -88,7 +88,7 @@ def test_server_starts_again(place, code):
 
 
 def test_testing():
-    """`permits` decides as the README says, and so does a socketpair."""
+    """`permits` decides, and a socketpair answers, as the README says."""
     (call,) = re.findall(r"`(allowed\.permits\(.*\))`", section("Testing your own server"))
     for gids, expected in (({27}, True), ({1001}, True), ({28}, False)):
         allowed = peercred.AllowList(uids={0, 1000}, gids=gids)
