@@ -1,19 +1,25 @@
 """The command `peercred`: which process is behind this socket?"""
 
+import signal
 import sys
 
 import peercred
 
-if sys.platform == "linux":
-    from ._command import main
-else:
 
-    def main() -> int:
-        """Ask nevertheless: the error says why there is no answer."""
+def main() -> int:
+    """Run the command, and return its exit code."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    if sys.platform == "linux":
+        from ._command import main
+
+        status = main()
+    else:
         try:
-            return peercred.read(-1).uid
+            status = peercred.read(-1).uid  # the error says why there is no answer
         except peercred.UnsupportedError as error:
             sys.exit(f"peercred: {error.strerror}")
+    return status
 
 
 if __name__ == "__main__":

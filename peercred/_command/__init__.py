@@ -10,8 +10,7 @@ import argparse
 import contextlib
 import os
 import re
-import subprocess
-import tempfile
+import signal
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -20,20 +19,26 @@ from .output import complain, printable, show, write
 from .process import Peer, peer_of, text
 from .sockets import connect, unix_socket
 
+USAGE = """\
+peercred [--json] [--timeout SECONDS] PATH
+       peercred [--json] [--mode OCTAL] --listen PATH
+       peercred [--json]"""
 DESCRIPTION = """\
-Show who is behind a Unix socket, as the Linux kernel recorded it.
+Show who is behind a Unix socket, as the Linux kernel recorded it:
 
-  peercred PATH           connect, and show who listens there
-  peercred --listen PATH  listen there, and show everyone who connects, until Ctrl-C
-  peercred                show a child process that connects over a private socket: it works
+  peercred PATH           connect, and show which process listens there
+  peercred --listen PATH  listen there, and show everyone who connects
+  peercred                connect a child process, and show it, as a test
 """
 EPILOG = """\
-@NAME is an abstract socket, ./@NAME a file. The process that PATH shows is the one that called listen(2): under socket
-activation that is systemd, pid 1. Connecting can start such a service.
+A PATH of @NAME is an abstract socket. A file with such a name is ./@NAME.
 
-Exit codes: 0 answered, 1 no answer, 2 usage.
+The process shown for PATH is the one that called listen(2). Under socket
+activation that is systemd, process 1. Connecting can start such a service.
+
+Exit codes: 0 there was an answer, 1 there was none, 2 the command line is
+wrong; 128 and the number of the signal if a signal has ended --listen.
 """
-CHILD = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,7 +48,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def error(self, message: str) -> NoReturn:
-        complain(f"error: {message}", self.format_usage().rstrip())
+        complain(message.removeprefix("argument "), self.format_usage().rstrip())
         sys.exit(2)
 
     def print_help(self, file: Any = None) -> None:
@@ -56,7 +61,6 @@ def main() -> int:
     try:
         if sys.stdout is None:
             raise OSError("there is no standard output to write to")
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         options = parse()
         address = options.path or options.listen
         if options.version:
@@ -64,15 +68,12 @@ def main() -> int:
         elif options.path:
             show_listener(options.path, options.timeout or 5, options.json)
         elif options.listen:
-            listen(options.listen, 0o600 if options.mode is None else options.mode, options.json)
+            return 128 + listen(options.listen, 0o600 if options.mode is None else options.mode, options.json)
         else:
             show_child(options.json)
     except OSError as error:
-        where = error.filename or address
         why = error.strerror or str(error)
-        complain(f"{shown(os.fsencode(where))}: {why}" if where else why)
-        return 1
-    except KeyboardInterrupt:
+        complain(f"{shown(address)}: {why}" if address else why)
         return 1
     return 0
 
@@ -80,22 +81,25 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = Parser(
         prog="peercred",
+        usage=USAGE,
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    place = parser.add_mutually_exclusive_group()
-    place.add_argument("path", nargs="?", type=socket_address, metavar="PATH", help="a socket file, or @NAME")
-    place.add_argument("--listen", type=socket_address, metavar="PATH", help="where to make a socket")
-    parser.add_argument("--mode", type=file_mode, metavar="OCTAL", help="mode of that socket's file (default: 0600)")
-    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="for connecting to PATH (default: 5)")
-    parser.add_argument("--json", action="store_true", help="one JSON object per peer and line")
-    parser.add_argument("--version", action="store_true", help="show the version of peercred, and exit")
+    parser.add_argument("path", nargs="?", type=socket_address, metavar="PATH", help="a socket file, or @NAME")
+    parser.add_argument("--listen", type=socket_address, metavar="PATH", help="make a socket there")
+    parser.add_argument("--mode", type=file_mode, metavar="OCTAL", help="the mode of its file (default: 0600)")
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS", help="how long to try to connect (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per peer, on a line")
+    parser.add_argument("--version", action="store_true", help="print the version, and exit")
     options = parser.parse_args()
-    if options.mode is not None and options.listen is None:
+    if options.path and options.listen:
+        parser.error("give a PATH to connect to, or --listen PATH, but not both")
+    if options.mode is not None and not options.listen:
         parser.error("--mode requires --listen")
-    if options.timeout is not None and options.path is None:
-        parser.error("--timeout requires PATH")
+    if options.timeout and not options.path:
+        parser.error("--timeout requires a PATH to connect to")
     return options
 
 
@@ -135,21 +139,31 @@ def hints(peer: Peer) -> list[str]:
 
 
 def show_child(as_json: bool) -> None:
-    with tempfile.TemporaryDirectory() as private, unix_socket() as server:
-        path = os.path.join(private, "socket")
-        server.bind(path)
+    with unix_socket() as server:
+        server.bind("")  # the kernel chooses an abstract name: no file can be left behind
         server.listen()
         server.settimeout(30)
-        # -I: else ./socket.py would take the place of the standard library's.
-        with subprocess.Popen([sys.executable, "-I", "-c", CHILD, path]) as child:  # noqa: S603
-            try:
+        child = os.fork()
+        if child == 0:  # pragma: no cover
+            connect_until_closed(server.getsockname(), server.detach())
+        try:
+            peer = None
+            while peer is None or peer["pid"] != child:  # anyone may connect to an abstract name
                 with server.accept()[0] as conn:
                     peer = peer_of(conn)
-            except BaseException:
-                child.kill()  # it may wait for ever
-                raise
-    who = f"Process {child.pid}, a child of this one, has connected over a private socket. The kernel says:"
-    show(peer, as_json, who)
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    show(peer, as_json, f"Process {child}, a child of this one, has connected. The kernel says:")
+
+
+def connect_until_closed(address: bytes, server: int) -> NoReturn:  # pragma: no cover
+    """Connect, and stay until the other end is closed or its process dies."""
+    try:
+        os.close(server)  # else it would keep itself alive
+        connect(address, 30).recv(1)
+    finally:
+        os._exit(0)
 
 
 def shown(address: bytes) -> str:

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator
 from types import FrameType
 
-from .output import COLUMNS, complain, show_row, write_row
+from .output import complain, show_row, write_head
 from .process import peer_of
 from .sockets import bound, unix_socket
 
@@ -22,53 +22,58 @@ LIMITS = {errno.EMFILE: "`ulimit -n`", errno.ENFILE: "`sysctl fs.file-max`"}
 
 
 class Signals:
-    """The first SIGINT, SIGTERM or SIGHUP asks for the end, a second forces it.
+    """The first signal asks for the end. During output, a second forces it.
 
     The first one raises no exception, which could strike anywhere. It is seen
-    where the next client is awaited. The second one raises KeyboardInterrupt
-    during output, because output can block for ever. The clean-up is never
-    interrupted.
+    where the next client is awaited. The second one raises KeyboardInterrupt,
+    because output can block for ever. The clean-up is never interrupted.
     """
 
-    asked = forcible = False
+    received = 0  # the number of the last one
+    during_output = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and self.forcible:
-            self.forcible = False
+        forced = self.received and self.during_output
+        self.received = number
+        if forced:
+            self.during_output = False
             raise KeyboardInterrupt
-        self.asked = True
 
     @contextlib.contextmanager
-    def during_output(self) -> Iterator[None]:
-        self.forcible = True
+    def may_interrupt(self) -> Iterator[None]:
+        self.during_output = True
         try:
             yield
         finally:
-            self.forcible = False
+            self.during_output = False
 
 
-def listen(address: bytes, mode: int, as_json: bool) -> None:
+def listen(address: bytes, mode: int, as_json: bool) -> int:
+    """Listen and show clients until a signal comes. Return its number."""
     signals = Signals()
     stop, wake = socket.socketpair()
-    with stop, wake, contextlib.ExitStack() as cleanup:
+    with contextlib.suppress(KeyboardInterrupt), stop, wake, contextlib.ExitStack() as cleanup:
         wake.setblocking(False)
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         cleanup.callback(signal.set_wakeup_fd, -1)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, signals)
-                cleanup.callback(signal.signal, number, signal.SIG_IGN)
+                # Nothing is left to clean up then, and what is still to be
+                # written may block.
+                cleanup.callback(signal.signal, number, signal.SIG_DFL)
         server = cleanup.enter_context(unix_socket())
         cleanup.enter_context(bound(server, address, mode))
         server.listen()
-        if not as_json and sys.stdout.isatty():
-            with signals.during_output():
-                write_row(*COLUMNS)
-        while stop.fileno() not in readable(server, stop):
-            with signals.during_output():
-                shown = show_client(server, as_json)
-            if not shown:
-                readable(stop, timeout=1000)
+        with signals.may_interrupt():
+            write_head(as_json)
+        while not signals.received:
+            if server.fileno() in readable(server, stop):
+                with signals.may_interrupt():
+                    shown = show_client(server, as_json)
+                if not shown:
+                    readable(stop, timeout=1000)
+    return signals.received
 
 
 def show_client(server: socket.socket, as_json: bool) -> bool:

@@ -9,6 +9,7 @@ assert sys.platform == "linux"  # noqa: S101
 import contextlib
 import grp
 import json
+import os
 import shlex
 from collections.abc import Iterable
 from typing import TextIO
@@ -24,29 +25,30 @@ NO_PROCESS = {
 
 
 def write(*lines: str) -> None:
-    """Write to standard output at once. An OSError names standard output."""
+    """Write to standard output. An OSError says so."""
     try:
         emit(sys.stdout, lines)
     except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), "standard output") from None
+        raise OSError(error.errno, f"cannot write to standard output: {error.strerror}") from None
 
 
 def complain(message: str, *before: str) -> None:
     """Write to standard error if possible, and never to standard output."""
     if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):  # ValueError: closed
+        with contextlib.suppress(OSError):
             emit(sys.stderr, [*before, f"peercred: {printable(message)}"])
 
 
 def emit(stream: TextIO, lines: Iterable[str]) -> None:
-    try:
-        print(*lines, sep="\n", file=stream, flush=True)
-    except BaseException:
-        # At exit Python would write again what is left in the buffer. That
-        # would block, or fail with a traceback and exit code 120. So close
-        # the file below the buffer, which leaves the descriptor open.
-        getattr(stream.buffer, "raw", stream.buffer).close()
-        raise
+    """Write lines past Python's buffer.
+
+    What is left in a buffer would be written again at exit. That can block, or
+    fail with a traceback. Without a buffer (PYTHONUNBUFFERED), Python loses
+    the rest of what a signal or a full pipe cuts short.
+    """
+    data = "".join(f"{line}\n" for line in lines).encode(stream.encoding, "backslashreplace")
+    while data:
+        data = data[os.write(stream.fileno(), data) :]
 
 
 def show(peer: Peer, as_json: bool, *before: str, after: Iterable[str] = ()) -> None:
@@ -72,18 +74,26 @@ def show(peer: Peer, as_json: bool, *before: str, after: Iterable[str] = ()) -> 
     write(*before, *lines, *after)
 
 
+def write_head(as_json: bool) -> None:
+    """Name the columns, on a terminal."""
+    if not as_json and sys.stdout.isatty():
+        write_row(*COLUMNS)
+
+
 def show_row(peer: Peer, as_json: bool) -> None:
     """Write a peer as JSON, or in a row."""
     if as_json:
         write(json.dumps(peer))
         return
+    # In quotes, a program's name cannot pose as other columns.
+    program = shlex.quote(peer["program"] or "-")
     ids = named(peer["user"], peer["uid"]), named(peer["group"], peer["gid"])
-    write_row(peer["time"], peer["pid"], peer["program"], *ids, ",".join(map(str, peer["groups"] or ())))
+    write_row(peer["time"], str(peer["pid"] or "-"), program, *ids, ",".join(map(str, peer["groups"] or "-")))
 
 
-def write_row(*cells: object) -> None:
+def write_row(*cells: str) -> None:
     """Columns on a terminal, tabs between the cells elsewhere."""
-    words = ["-" if cell is None or cell == "" else printable(str(cell)) for cell in cells]
+    words = [printable(cell) for cell in cells]
     if sys.stdout.isatty():
         words = [f"{word:<{width}}" for word, width in zip(words, COLUMNS.values(), strict=True)]
     write(("  " if sys.stdout.isatty() else "\t").join(words).rstrip())
