@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers import connect_soon
+from peers import connect, connect_soon
 
 from peercred.__main__ import main
 
@@ -168,3 +168,10 @@ def proc(pid: int, name: str) -> bytes:
 def as_argument(address: str) -> str:
     """An address as it is given on the command line: @NAME if it is abstract."""
     return "@" + address[1:] if address.startswith("\0") else address
+
+
+def can_connect(path: Path) -> bool:
+    with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
+        connect(str(path)).close()
+        return True
+    return False

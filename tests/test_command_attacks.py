@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import os
 import re
+import resource
+import shutil
+import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from command import (
-    COMMAND,
+    ENDING,
     ENVIRONMENT,
     as_argument,
+    can_connect,
     deadline,  # noqa: F401
+    ended_by,
     here,  # noqa: F401
-    refused,  # noqa: F401
+    listening,
+    proc,
+    started,
+    wait_until,
+    wait_until_asleep,
 )
 from peers import (
     CLONE_NEWNS,
@@ -26,14 +39,16 @@ from peers import (
     become,
     bind_mount,
     call,
+    connect,
     needs_namespaces,
     needs_pidfd,
+    needs_root,
     unshare,
 )
 
 HOSTILE = [
-    b"\x1b[2J", b"\x1b]0;title\x07", b"\x1bP+q\x1b\\", b"\x9b2J", "\x9b2J".encode(), b"\x08\x08", b"\x7f", b"\r", b"\n", b"\t",
-    b"\x0e", "\u202eevil".encode(), "\u2066x".encode(), "\u200b".encode(), "\u2028".encode(), "\ufeff".encode(),
+    b"\x1b[2J", b"\x1b]0;title\x07", b"\x1bP+q\x1b\\", b"\x9b2J", "\x9b2J".encode(), b"\x08\x08", b"\x7f", b"\r", b"\n",
+    b"\t", b"\x0e", "\u202eevil".encode(), "\u2066x".encode(), "\u200b".encode(), "\u2028".encode(), "\ufeff".encode(),
     "\U000e0041".encode(), "\u061c".encode(), b"\xff\xfe", b"\xed\xb2\x80", b"\xf4\x90\x80\x80", b"\xc0\xaf",
 ]  # fmt: skip
 
@@ -71,31 +86,42 @@ def test_path_is_escaped(here, hostile, place):  # noqa: F811
 
 
 @needs_pidfd
-def test_every_field_of_a_hostile_process_is_escaped(server):
-    """Neither a program's name nor its arguments break out of their line, in any mode."""
+def test_hostile_program_name_is_escaped(server, here):  # noqa: F811
+    """No program's name breaks out of its line."""
     name = as_argument(server.getsockname().decode())
 
     def listen(hostile):
         server.listen()
-        Path("/proc/self/comm").write_bytes(hostile[:15])
+        Path("/proc/self/comm").write_bytes(hostile)
 
     for hostile in HOSTILE:
         with Child(lambda hostile=hostile: listen(hostile)) as child:
             child.result()
-            with subprocess.Popen([*COMMAND, name], stdout=subprocess.PIPE, env=ENVIRONMENT) as command:
-                output = command.stdout.read().decode()
+            output = here(name).stdout
             assert_safe(output)
             assert len(output.splitlines()) in (9, 10)
-        if len(HOSTILE) > 4 and hostile is HOSTILE[3]:
-            break
+            program = proc(child.pid, "comm").removesuffix(b"\n").decode(errors="backslashreplace")
+            assert json.loads(here("--json", name).stdout)["program"] == program
+
+
+@needs_pidfd
+def test_program_name_cannot_pose_as_another_column(place):
+    """On a terminal the name of a program that holds spaces stands in quotes."""
+    forged = b"\1\1\1\1 root (0)"  # four characters each, so that the rest would stand below UID
+
+    def visit():
+        Path("/proc/self/comm").write_bytes(forged)
+        return connect(str(place / "door")).detach()
+
+    with listening(place / "door") as command, Child(visit) as child:
+        child.result()
+        assert command.stdout.readline().split("\t")[2] == r"'\x01\x01\x01\x01 root (0)'"
 
 
 @needs_namespaces
-@pytest.mark.parametrize("hostile", HOSTILE[:9] + HOSTILE[11:], ids=ascii)
+@pytest.mark.parametrize("hostile", [name for name in HOSTILE if name != b"\n"], ids=ascii)
 def test_names_of_users_are_escaped(server, tmp_path, hostile, here):  # noqa: F811
     """Neither a user's nor a group's name breaks out of its line."""
-    if b"\n" in hostile:
-        pytest.skip(reason="a line end ends an entry of /etc/passwd")
     (tmp_path / "passwd").write_bytes(hostile + b":x:1234:1234::/:/bin/sh\n")
     (tmp_path / "group").write_bytes(hostile + b":x:1234:\n")
 
@@ -111,3 +137,166 @@ def test_names_of_users_are_escaped(server, tmp_path, hostile, here):  # noqa: F
     assert_safe(output)
     assert len(output.splitlines()) in (9, 10)
     assert len(re.findall(r"\(1234\)$", output, re.MULTILINE)) == 3
+
+
+PLANTED = [
+    "socket",
+    "os",
+    "sys",
+    "signal",
+    "pwd",
+    "json",
+    "argparse",
+    "sitecustomize",
+    "usercustomize",
+    "cffi",
+    "peercred",
+]
+
+
+@pytest.mark.parametrize("how", ["peercred", "python -I -m peercred"])
+@pytest.mark.parametrize("arguments", [[], ["--version"]], ids=["child", "version"])
+def test_planted_modules_are_not_run(tmp_path, how, arguments):
+    """The command runs no module that someone has put into the current directory."""
+    for name in PLANTED:
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'planted')!r}, 'w').close()\n")
+    command = [sys.executable, "-I", "-m", "peercred"]
+    if how == "peercred":
+        script = shutil.which("peercred", path=os.path.dirname(sys.executable))
+        assert script, "the console script stands beside the interpreter"
+        command = [script]
+    env = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("PYTHON")}
+    result = subprocess.run([*command, *arguments], cwd=tmp_path, env=env, capture_output=True, check=False, timeout=60)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert not (tmp_path / "planted").exists()
+
+
+@pytest.mark.parametrize("limit", [6, 7, 8, 10, 12])
+def test_limit_on_descriptors(place, limit):
+    """With too few descriptors for its work the command says so, or it works: never a wrong answer or a traceback."""
+    main = (
+        "import sys, resource; from peercred.__main__ import main; import peercred._command;"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit})); sys.exit(main())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", main, "--json"], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=60
+    )
+    if result.returncode == 0:
+        assert json.loads(result.stdout)["uid"] == os.geteuid()
+    else:
+        assert (result.returncode, result.stdout) == (1, "")
+        assert re.fullmatch("peercred: Too many open files.*\n", result.stderr)
+
+
+@needs_root
+def test_limit_on_processes(here):  # noqa: F811
+    """Where no process can be started, the command that shows a child says so."""
+
+    def inside():
+        become(uid=123_456, gid=123_456)
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+        return here()
+
+    result = call(inside)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"peercred: {os.strerror(errno.EAGAIN)}\n"
+
+
+def test_stranger_who_connects_first(here, monkeypatch):  # noqa: F811
+    """Another process that connects to the command before its child does is not shown in the child's place."""
+    listen, strangers = socket.socket.listen, []
+
+    def listen_and_be_visited(server):
+        listen(server)
+        strangers.append(Child(lambda: connect(server.getsockname()).detach()))
+        strangers[0].result()
+
+    monkeypatch.setattr(socket.socket, "listen", listen_and_be_visited)
+    result = here("--json")
+    with strangers[0] as stranger:
+        assert json.loads(result.stdout)["pid"] not in (stranger.pid, os.getpid())
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_many_clients(place, effort):
+    """Each of many clients is shown once, whether it stays or has gone again."""
+    number = 300 * effort
+    with started("--listen", str(place / "door"), "--json", stdout=subprocess.PIPE) as command:
+        wait_until(lambda: (place / "door").exists() and can_connect(place / "door"))
+        assert json.loads(command.stdout.readline())["pid"] == os.getpid()
+
+        def visit():
+            for _ in range(number):
+                connect(str(place / "door")).close()
+
+        with Child(visit) as first, Child(visit) as second:
+            seen = [json.loads(command.stdout.readline())["pid"] for _ in range(2 * number)]
+            first.result()
+            second.result()
+        assert sorted(set(seen)) == sorted([first.pid, second.pid])
+        assert seen.count(first.pid) == seen.count(second.pid) == number
+        command.terminate()
+        assert ended_by(command, signal.SIGTERM)
+        assert command.stdout.read() == ""
+
+
+def test_several_at_once_at_one_path(place, effort):
+    """Of several that start at once where a dead socket lies, one listens, and the others leave its socket alone."""
+    for _ in range(2 * effort):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(place / "door"))
+        with contextlib.ExitStack() as stack:
+            commands = [stack.enter_context(started("--listen", str(place / "door"))) for _ in range(3)]
+            wait_until(lambda commands=commands: sum(command.poll() is not None for command in commands) >= 2)
+            [listener] = [command for command in commands if command.poll() is None]
+            wait_until(lambda: can_connect(place / "door"))
+            # The others are shown too if they have tried whether it is alive.
+            visitors = {command.pid for command in commands} | {os.getpid()}
+            pid = None
+            while pid != os.getpid():
+                pid = int(listener.stdout.readline().split("\t")[1])
+                assert pid in visitors
+            for command in commands:
+                if command is not listener:
+                    assert command.returncode == 1
+                    assert re.fullmatch(f"peercred: {place}/door: .+\n", command.stderr.read())
+            listener.terminate()
+            assert ended_by(listener, signal.SIGTERM)
+            assert listener.stderr.read() == ""
+        assert not (place / "door").exists()
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_signal_at_any_time(place, effort, number):
+    """Whenever a signal comes, it ends the command as the shell expects of it, and no socket is left behind.
+
+    Only before the command runs, while Python starts, may there be a traceback.
+    """
+    for step in range(3 * effort):
+        with started("--listen", str(place / "door")) as command:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                command.wait(0.04 + 0.2 * step / (3 * effort))
+            command.send_signal(number)
+            status = command.wait()
+            error = command.stderr.read()
+        assert status in (-number, 128 + number) or (number, status) == (signal.SIGINT, 1)
+        assert "_command" not in error
+        assert not (place / "door").exists()
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_signal_while_the_answer_is_written(server, number):
+    """A signal that comes while nobody reads the output ends the command by that signal, and without a traceback."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"-")
+    os.set_blocking(writer, True)
+    with open(reader, "rb"), started("--json", as_argument(server.getsockname().decode()), stdout=writer) as command:
+        os.close(writer)
+        server.accept()[0].close()
+        wait_until_asleep(command)
+        command.send_signal(number)
+        assert command.wait() == -number
+        assert command.stderr.read() == ""

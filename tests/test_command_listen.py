@@ -22,6 +22,7 @@ from command import (
     ENDING,
     ENVIRONMENT,
     KEYS,
+    can_connect,
     deadline,  # noqa: F401
     ended_by,
     group,
@@ -466,8 +467,19 @@ def test_two_that_find_the_same_dead_socket(place, preloadable):
             assert pid_of(listener.stdout.readline()) == os.getpid()
 
 
-def can_connect(path):
-    with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
-        connect(str(path)).close()
-        return True
-    return False
+def test_signal_while_an_error_blocks(place):
+    """A signal ends it although nobody reads its last message."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"-")
+    os.set_blocking(writer, True)
+    with open(reader, "rb"), listening(place / "door", stderr=writer) as command:
+        os.close(writer)
+        command.stdout.close()
+        connect(str(place / "door")).close()
+        wait_until(lambda: not (place / "door").exists())
+        wait_until_asleep(command)
+        command.send_signal(signal.SIGTERM)
+        assert ended_by(command, signal.SIGTERM)
