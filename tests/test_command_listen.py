@@ -40,6 +40,8 @@ from command import (
 )
 from peers import Child, become, connect, needs_cpython, needs_passrights, needs_pidfd, needs_root
 
+from peercred._command.listen import Signals
+
 
 def pid_of(line):
     return int(line.split("\t")[1])
@@ -483,3 +485,27 @@ def test_signal_while_an_error_blocks(place):
         wait_until_asleep(command)
         command.send_signal(signal.SIGTERM)
         assert ended_by(command, signal.SIGTERM)
+
+
+def test_signals_are_restored(place, here):  # noqa: F811
+    """When it ends, signals do what they do by default, and no closed descriptor is told of them."""
+    here("--listen", str(place / "missing" / "door"))
+    assert signal.set_wakeup_fd(-1) == -1
+    assert [signal.getsignal(number) for number in ENDING] == [signal.SIG_DFL] * len(ENDING)
+
+
+def test_only_one_signal_interrupts():
+    """The first signal interrupts nothing, the second one interrupts output, and no later one the clean-up."""
+    signals = Signals()
+    with pytest.raises(KeyboardInterrupt), signals.may_interrupt():
+        signals(signal.SIGINT, None)
+        assert signals.received == signal.SIGINT
+        try:
+            signals(signal.SIGTERM, None)
+        finally:
+            signals(signal.SIGHUP, None)
+    signals(signal.SIGINT, None)
+    outside = Signals()
+    outside(signal.SIGTERM, None)
+    outside(signal.SIGTERM, None)
+    assert outside.received == signal.SIGTERM

@@ -221,3 +221,10 @@ def test_output_that_is_not_unicode():
         named.listen()
         output = run("@" + name, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}).stdout
     assert output.startswith(f"@peercred-\\u2603-{os.getpid()}: this process called listen(2).\n")
+
+
+def test_help_fits_a_terminal(here, monkeypatch):  # noqa: F811
+    """No line of the help or of a usage error is longer than a terminal of 80 columns is wide."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for text in (here("--help").stdout, here("--nonsense").stderr):
+        assert max(map(len, text.splitlines())) < 80

@@ -19,10 +19,6 @@ from .output import complain, printable, show, write
 from .process import Peer, peer_of, text
 from .sockets import connect, unix_socket
 
-USAGE = """\
-peercred [--json] [--timeout SECONDS] PATH
-       peercred [--json] [--mode OCTAL] --listen PATH
-       peercred [--json]"""
 DESCRIPTION = """\
 Show who is behind a Unix socket, as the Linux kernel recorded it:
 
@@ -81,7 +77,6 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = Parser(
         prog="peercred",
-        usage=USAGE,
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
