@@ -487,6 +487,13 @@ def test_signal_while_an_error_blocks(place):
         assert ended_by(command, signal.SIGTERM)
 
 
+def test_its_file_is_not_held_open(place):
+    """It opens its file to check it, and closes it again."""
+    with listening(place / "door") as command:
+        directory = f"/proc/{command.pid}/fd"
+        assert str(place / "door") not in [os.readlink(f"{directory}/{name}") for name in os.listdir(directory)]
+
+
 def test_signals_are_restored(place, here):  # noqa: F811
     """When it ends, signals do what they do by default, and no closed descriptor is told of them."""
     here("--listen", str(place / "missing" / "door"))

@@ -24,7 +24,7 @@ from command import (
     run,
     wait_until,
 )
-from peers import Child, needs_pidfd
+from peers import Child, call, needs_pidfd
 
 from peercred.__main__ import main
 
@@ -200,18 +200,17 @@ def test_full_pipe_that_does_not_block(server, buffering):
     assert re.fullmatch("peercred: .*: cannot write to standard output: .+\n", result.stderr)
 
 
-def test_limit_on_the_size_of_files(server, tmp_path):
+def test_limit_on_the_size_of_files(server, here):  # noqa: F811
     """A file that may not grow any more is exit code 1, and one line that says why."""
-    with open(tmp_path / "output", "wb") as stdout:
-        result = run(
-            as_argument(server.getsockname().decode()),
-            capture_output=False,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10)),
-        )
-    assert result.returncode == 1
-    assert result.stderr.endswith(": cannot write to standard output: File too large\n")
+    name = as_argument(server.getsockname().decode())
+
+    def inside():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # for the answer too little, for the error enough
+        return here(name)
+
+    result = call(inside)
+    assert (result.returncode, len(result.stdout)) == (1, 100)
+    assert result.stderr == f"peercred: {name}: cannot write to standard output: File too large\n"
 
 
 def test_output_that_is_not_unicode():
