@@ -227,3 +227,10 @@ def test_help_fits_a_terminal(here, monkeypatch):  # noqa: F811
     monkeypatch.setenv("COLUMNS", "80")
     for text in (here("--help").stdout, here("--nonsense").stderr):
         assert max(map(len, text.splitlines())) < 80
+
+
+@pytest.mark.parametrize("arguments", [["--timeout", "0.001"], ["--timeout", "1000000"], ["--mode", "777", "--listen"]])
+def test_limits_of_usage(arguments, here, tmp_path):  # noqa: F811
+    """The smallest and the largest values are taken: what fails then is the missing directory, not the usage."""
+    result = here(*arguments, str(tmp_path / "missing" / "door"))
+    assert (result.returncode, result.stderr) == (1, f"peercred: {tmp_path}/missing/door: No such file or directory\n")
