@@ -45,7 +45,9 @@ def read(conn: Connection) -> Cred:
     - a send fails because the other end is closed.
 
     The call never blocks, keeps the GIL and caches nothing. It is safe in
-    threads, after fork and in signal handlers.
+    threads, after fork and in signal handlers. But another thread must not
+    close the descriptor during the call: if a new socket gets its number
+    at that moment, the answer may be about that one, even if it listens.
 
     Args:
         conn: An int descriptor; an object with `fileno()`, such as a
