@@ -107,3 +107,11 @@ def test_pattern_matching(cred):
             assert (pid, uid, gid) == (cred.pid, cred.uid, cred.gid)
         case _:
             pytest.fail("no match")
+
+
+def test_pickle_of_an_impossible_process():
+    """A pickle that somebody made by hand is checked like any other Cred."""
+    forged = pickle.dumps(CRED, 0).replace(b"I1000\n", b"I4294967295\n")
+    assert forged != pickle.dumps(CRED, 0)
+    with pytest.raises(ValueError, match="uid must be from 0 to 4294967294, not 4294967295"):
+        pickle.loads(forged)
