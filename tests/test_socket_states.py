@@ -1,0 +1,307 @@
+"""Every state that a socket can get into: the answer names whom the kernel's tables name, or there is none."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from dataclasses import dataclass, field
+from socket import AF_INET, AF_NETLINK, AF_UNIX, SOCK_DGRAM, SOCK_RAW, SOCK_SEQPACKET, SOCK_STREAM
+from typing import NamedTuple
+
+import pytest
+
+pytest.importorskip("hypothesis")
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from peers import LIBC, Child, become, fdinfo, kernel_has_pidfd, outcome
+
+import peercred
+
+PAIRS = [(AF_UNIX, SOCK_STREAM), (AF_UNIX, SOCK_SEQPACKET), (AF_UNIX, SOCK_DGRAM)]
+OTHERS = [(AF_INET, SOCK_STREAM), (AF_INET, SOCK_DGRAM), (AF_NETLINK, SOCK_RAW)]
+ANYWHERE = {AF_UNIX: "", AF_INET: ("127.0.0.1", 0), AF_NETLINK: (0, 0)}
+
+# What a forked process becomes before it acts. Only root can become another.
+SAME = {}
+STRANGERS = [
+    {"uid": (1001, 1002, 1003), "gid": (2001, 2002, 2003), "groups": (5, 7, 3_000_000_000)},
+    {"uid": (1001, 0, 1001), "gid": (2001, 0, 2001)},  # as a set-uid-root program
+    {"uid": 2**32 - 2, "gid": 2**32 - 2, "groups": tuple(range(3000, 3100))},
+]
+FORKED = st.sampled_from([SAME, *STRANGERS] if os.geteuid() == 0 else [SAME])
+ACTORS = st.none() | FORKED  # None is this process itself
+
+NOT_CONNECTED = (peercred.NoPeerError, errno.ENOTCONN)
+NOT_UNIX = (peercred.NoPeerError, errno.EAFNOSUPPORT)
+
+
+class Process(NamedTuple):
+    """What the kernel records of a process that calls connect(2), listen(2) or socketpair(2)."""
+
+    pid: int
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def myself() -> Process:
+    return Process(os.getpid(), os.geteuid(), os.getegid(), tuple(os.getgroups()))
+
+
+@dataclass(eq=False)
+class State:
+    """A socket in the model, however many descriptors it has."""
+
+    family: int
+    kind: int
+    peer: Process | None = None
+    listener: Process | None = None  # who called listen(2) last
+    other: State | None = None  # of a datagram pair
+    bound: bool = False
+    queue: list[State] = field(default_factory=list)  # connections that wait for accept(2)
+
+    def answer(self) -> Process | tuple[type[OSError], int]:
+        if self.family != AF_UNIX:
+            return NOT_UNIX
+        if self.peer is None or (self.other is not None and self.other.bound):
+            return NOT_CONNECTED
+        return self.peer
+
+
+def disconnect(sock: socket.socket) -> None:
+    """connect(2) to AF_UNSPEC, which the standard library has no name for."""
+    if LIBC.connect(sock.fileno(), struct.pack("Hxxxxxx", socket.AF_UNSPEC), 8) != 0:
+        raise OSError(ctypes.get_errno(), "connect(AF_UNSPEC)")
+
+
+class Sockets(RuleBasedStateMachine):
+    """The kernel itself says whether a step has succeeded. The model says what follows for the peer."""
+
+    sockets = Bundle("sockets")
+    can_pidfd = kernel_has_pidfd()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: dict[socket.socket, State] = {}
+        self.children: list[Child] = []
+        self.reaped: set[int] = set()
+        self.by_uid = peercred.AllowList(uids=range(2**32 - 1))
+        self.by_gid = peercred.AllowList(gids=range(2**32 - 1))
+        self.empty = peercred.AllowList()
+
+    def teardown(self) -> None:
+        for sock in self.states:
+            sock.close()
+        for child in self.children:
+            child.__exit__(None)
+
+    def known(self, sock: socket.socket, state: State) -> socket.socket:
+        sock.setblocking(False)
+        self.states[sock] = state
+        return sock
+
+    def forked(self, ids, function):
+        """What it returns in a forked process with these ids, which then has none of the sockets."""
+
+        def there():
+            if ids:
+                become(**ids)
+            try:
+                return myself(), function()
+            finally:
+                for sock in self.states:
+                    sock.close()
+
+        child = Child(there)
+        self.children.append(child)
+        return child.result()
+
+    def acting(self, actor, function, *args) -> tuple[Process, bool]:
+        """Who did it, and whether it succeeded."""
+        if actor is None:
+            who, result = myself(), outcome(function, *args)
+        else:
+            who, result = self.forked(actor, lambda: outcome(function, *args))
+        return who, result is None
+
+    @initialize(kinds=st.lists(st.sampled_from(PAIRS + OTHERS), min_size=1, max_size=2, unique=True))
+    def choose(self, kinds):
+        """Few kinds at a time, so that they meet."""
+        self.kinds = kinds
+
+    @rule(target=sockets, which=st.integers(0, 1))
+    def make(self, which):
+        family, kind = self.kinds[which % len(self.kinds)]
+        return self.known(socket.socket(family, kind), State(family, kind))
+
+    @rule(target=sockets, which=st.integers(0, 1), actor=ACTORS)
+    def make_pair(self, which, actor):
+        family, kind = self.kinds[which % len(self.kinds)]
+        if family != AF_UNIX:
+            return multiple()
+        ours, theirs = socket.socketpair()
+
+        def pair():
+            one, two = socket.socketpair(AF_UNIX, kind)
+            with one, two:
+                socket.send_fds(theirs, [b"x"], [one.fileno(), two.fileno()])
+
+        with ours, theirs:
+            maker, succeeded = self.acting(actor, pair)
+            assert succeeded
+            fds = socket.recv_fds(ours, 1, 2)[1]
+        states = [State(AF_UNIX, kind, peer=maker) for _ in fds]
+        if kind == SOCK_DGRAM:
+            states[0].other, states[1].other = states[1], states[0]
+        return multiple(*[self.known(socket.socket(fileno=fd), state) for fd, state in zip(fds, states, strict=True)])
+
+    @rule(sock=sockets)
+    def bind(self, sock):
+        outcome(sock.bind, ANYWHERE[sock.family])
+
+    @rule(sock=sockets, backlog=st.integers(0, 2), actor=ACTORS)
+    def listen(self, sock, backlog, actor):
+        who, succeeded = self.acting(actor, sock.listen, backlog)
+        if succeeded:
+            self.states[sock].listener = who
+
+    @rule(sock=sockets, to=sockets, actor=ACTORS)
+    def connect(self, sock, to, actor):
+        state, target = self.states[sock], self.states[to]
+        if state.family != target.family:
+            return
+        who, succeeded = self.acting(actor, sock.connect, to.getsockname())
+        if not succeeded or state.family != AF_UNIX:
+            return
+        if state.kind == SOCK_DGRAM:
+            state.peer = None
+        else:
+            state.peer = target.listener
+            target.queue.append(State(AF_UNIX, state.kind, peer=who))
+
+    @rule(sock=sockets)
+    def connect_to_unspec(self, sock):
+        if outcome(disconnect, sock) is None:
+            self.states[sock].peer = None
+
+    @rule(target=sockets, sock=sockets)
+    def accept(self, sock):
+        state = self.states[sock]
+        accepted = outcome(sock.accept)
+        if not isinstance(accepted[0], socket.socket):
+            return multiple()
+        return self.known(accepted[0], state.queue.pop(0) if state.family == AF_UNIX else State(*self.kind_of(sock)))
+
+    def kind_of(self, sock):
+        return self.states[sock].family, self.states[sock].kind
+
+    @rule(sock=sockets, how=st.sampled_from([socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR]))
+    def shutdown(self, sock, how):
+        outcome(sock.shutdown, how)
+
+    @rule(sock=consumes(sockets))
+    def close(self, sock):
+        sock.close()
+        del self.states[sock]
+        for function in (peercred.read, peercred.read_groups, peercred.open_pidfd, self.by_gid.require):
+            assert outcome(function, sock) == (OSError, errno.EBADF)
+
+    @rule(target=sockets, sock=sockets)
+    def dup(self, sock):
+        return self.known(sock.dup(), self.states[sock])
+
+    @rule(sock=sockets)
+    def send(self, sock):
+        if outcome(sock.send, b"x") == (ConnectionRefusedError, errno.ECONNREFUSED):
+            self.states[sock].peer = None  # a datagram socket, whose other end is closed
+
+    @rule(sock=sockets, to=sockets)
+    def send_to(self, sock, to):
+        if sock.family == to.family and to.getsockname():
+            outcome(sock.sendto, b"x", to.getsockname())
+
+    @rule(sock=sockets)
+    def receive(self, sock):
+        outcome(sock.recv, 10)
+
+    @rule(sock=sockets, on=st.booleans())
+    def pass_credentials(self, sock, on):
+        """With this option, a socket that sends or connects gets an address."""
+        outcome(sock.setsockopt, socket.SOL_SOCKET, socket.SO_PASSCRED, on)
+
+    @precondition(lambda self: self.children)
+    @rule(which=st.integers(0, 9), reap=st.booleans())
+    def exit(self, which, reap):
+        child = self.children[which % len(self.children)]
+        if child.pid not in self.reaped:
+            child.end()
+            if reap:
+                child.reap()
+                self.reaped.add(child.pid)
+
+    @rule(ids=FORKED)
+    def ask_elsewhere(self, ids):
+        """Who asks makes no difference."""
+        _, answers = self.forked(ids, lambda: [outcome(peercred.read, sock) for sock in self.states])
+        for sock, answer in zip(self.states, answers, strict=True):
+            expected = self.states[sock].answer()
+            assert answer == (peercred.Cred(*expected[:3]) if isinstance(expected, Process) else expected)
+
+    @invariant()
+    def everyone_is_who_the_model_says(self):
+        for sock, state in self.states.items():
+            state.bound = state.family == AF_UNIX and bool(sock.getsockname())
+        for sock, state in self.states.items():
+            expected = state.answer()
+            if isinstance(expected, Process):
+                self.check_peer(sock, expected)
+            else:
+                self.check_refused(sock, expected)
+
+    def check_refused(self, sock, expected):
+        for function in (
+            peercred.read,
+            peercred.read_groups,
+            peercred.read_label,
+            peercred.open_pidfd,
+            self.by_uid.require,
+            self.by_gid.require,
+            self.empty.require,
+        ):
+            assert outcome(function, sock) == expected
+
+    def check_peer(self, sock, expected):
+        cred = peercred.Cred(*expected[:3])
+        assert peercred.read(sock) == cred
+        assert peercred.read_groups(sock) == expected.groups
+        assert self.by_uid.require(sock) == self.by_gid.require(sock) == cred
+        assert outcome(self.empty.require, sock) == (PermissionError, errno.EACCES)
+        pidfd = outcome(peercred.open_pidfd, sock)
+        if isinstance(pidfd, int):
+            number = fdinfo(pidfd)
+            os.close(pidfd)
+            assert number == (-1 if cred.pid in self.reaped else cred.pid)
+        elif self.can_pidfd:
+            assert cred.pid in self.reaped
+            assert pidfd == (ProcessLookupError, errno.ESRCH)
+        else:
+            assert pidfd == (peercred.UnsupportedError, errno.ENOPROTOOPT)
+
+
+def test_every_state_has_the_answer_of_the_model():
+    """Whatever is done to sockets of every type, by whom, and in which order, each names its peer or none."""
+    run_state_machine_as_test(Sockets, settings=settings(stateful_step_count=30))
