@@ -38,17 +38,20 @@ class Cred:
     gid: int
 
     def __post_init__(self) -> None:
+        put = object.__setattr__
         if self.pid is not None:
-            _check("pid", self.pid, 1, PID_MAX)
-        _check("uid", self.uid, 0, ID_MAX)
-        _check("gid", self.gid, 0, ID_MAX)
+            put(self, "pid", _checked("pid", self.pid, 1, PID_MAX))
+        put(self, "uid", _checked("uid", self.uid, 0, ID_MAX))
+        put(self, "gid", _checked("gid", self.gid, 0, ID_MAX))
 
     def __reduce__(self) -> tuple[type["Cred"], tuple[int | None, int, int]]:
         return type(self), (self.pid, self.uid, self.gid)
 
 
-def _check(name: str, number: int, least: int, most: int) -> None:
-    if not isinstance(number, int) or isinstance(number, bool):
+def _checked(name: str, number: int, least: int, most: int) -> int:
+    if not issubclass(type(number), int) or isinstance(number, bool):
         raise TypeError(f"{name} must be an int{' or None' * (name == 'pid')}, not {number!r}")
+    number = int.__index__(number)  # a subclass may compare as it likes
     if not least <= number <= most:
         raise ValueError(f"{name} must be from {least} to {most}, not {number}")
+    return number

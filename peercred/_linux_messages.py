@@ -21,6 +21,7 @@ from errno import (
     ESRCH,
     ETOOMANYREFS,
 )
+from operator import index
 from typing import Any, TypeAlias
 
 from ._cred import Cred
@@ -79,6 +80,8 @@ def enable(sock: socket.socket, creds: bool, pidfd: bool, label: bool, fds: bool
 def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Message:
     """recvmsg(2)."""
     fd = _fileno(sock)
+    if type(max_fds) is not int:
+        max_fds = index(max_fds)
     if not 0 <= max_fds <= _FDS_MAX:
         raise ValueError(f"max_fds must be from 0 to {_FDS_MAX} (the kernel's limit), not {max_fds}")
     passing = _passing(fd, _STAMPS)
@@ -91,7 +94,10 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
     owned = None
     try:
         # By way of map() it is in the list before a signal handler can raise.
-        received.extend(map(sock.recvmsg, (bufsize,), (room,), (flags | _CLOEXEC,)))
+        try:
+            received.extend(map(sock.recvmsg, (bufsize,), (room,), (flags | _CLOEXEC,)))
+        except OverflowError as failure:
+            raise ValueError(f"bufsize or flags is out of range: {failure}") from failure
         data, control, got, address = received[0]
         payloads = _parsed(control)
         if _SCM_RIGHTS in payloads or _SCM_PIDFD in payloads:
@@ -143,6 +149,8 @@ def send(
         raise ValueError("no data: on a stream socket, credentials and descriptors arrive only along with data")
     try:
         return sock.sendmsg(buffers, control, flags, address)
+    except OverflowError as failure:
+        raise ValueError(f"flags is out of range: {failure}") from failure
     except OSError as failure:
         if not control or failure.errno not in (EPERM, ESRCH, EINVAL, EBADF, ETOOMANYREFS):
             raise
@@ -156,9 +164,10 @@ def send(
 
 def _fileno(sock: socket.socket) -> int:
     # A subclass with its own recvmsg(), such as SSLSocket, has no messages.
+    # Ask the descriptor that recvmsg() uses, whatever its fileno() says.
     plain = socket.socket
-    if type(sock) is plain or (isinstance(sock, plain) and type(sock).recvmsg is plain.recvmsg):
-        return sock.fileno()
+    if type(sock) is plain or (issubclass(type(sock), plain) and type(sock).recvmsg is plain.recvmsg):
+        return plain.fileno(sock)
     raise TypeError(
         f"{type(sock).__name__!r} object is not a plain socket.socket: pass one (of a descriptor, "
         "socket.socket(fileno=fd)), and wait for it by asyncio's loop.add_reader, trio.lowlevel.wait_readable or "

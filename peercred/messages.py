@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._cred import Cred
@@ -52,6 +53,8 @@ else:
 __all__ = ["Message", "enable", "receive", "send"]
 
 Data: TypeAlias = Buffer | Iterable[Buffer]
+
+_IOV_MAX = 1024  # the kernel's UIO_MAXIOV
 
 
 def enable(
@@ -132,7 +135,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int = 0, *, max_fds: int =
             does. The message is lost unless MSG_PEEK was used. ENOENT:
             /proc/sys/kernel is missing, which is needed for some messages
             without a visible sender.
-        ValueError: `max_fds` is out of range.
+        ValueError: `bufsize`, `flags` or `max_fds` is out of range.
         NoPeerError, UnsupportedError, TypeError: As `enable`.
 
     References:
@@ -184,13 +187,13 @@ def send(
             tried to send.
         ValueError: There is no data on a stream socket, so nothing would
             arrive; more than 253 descriptors; a number that no descriptor
-            can have.
+            can have; `flags` is out of range.
         NoPeerError, UnsupportedError, TypeError: As `enable`.
 
     References:
         unix(7), send(2), credentials(7). Linux 2.2 and later.
     """
-    if not isinstance(cred, Cred | None):
+    if cred is not None and not issubclass(type(cred), Cred):  # __class__ can lie, as a mock's does
         raise TypeError(f"cred must be a peercred.Cred or None, not {cred!r}")
     return kernel.send(sock, _buffers(data), cred, _descriptors(fds), flags, address)
 
@@ -201,7 +204,8 @@ def _buffers(data: Data) -> list[Buffer]:
     except TypeError:
         if isinstance(data, str):  # an empty one would be an empty list of buffers
             raise
-        return list(data)  # type: ignore[arg-type]
+        # sendmsg(2) refuses more buffers than that, and some iterables never end.
+        return list(islice(data, _IOV_MAX + 1))  # type: ignore[arg-type]
     return [data]  # type: ignore[list-item]
 
 
@@ -211,8 +215,9 @@ def _descriptors(fds: Iterable[int | HasFileno]) -> tuple[int, ...]:
     numbers = []
     for each in fds:
         number = each if isinstance(each, int) or not hasattr(each, "fileno") else each.fileno()
-        if not isinstance(number, int) or isinstance(number, bool):
+        if not issubclass(type(number), int) or isinstance(number, bool):
             raise TypeError(f"fds must hold descriptors or objects with fileno(), not {each!r}")
+        number = int.__index__(number)  # a subclass may compare as it likes
         if not 0 <= number < 2**31:
             raise ValueError(f"fds must hold open descriptors, and none has the number {number}: {each!r}")
         numbers.append(number)
