@@ -236,7 +236,7 @@ def reasonable(bufsize):
 
 @given(anything(), anything())
 def test_any_object_to_send(make, make_another):
-    """A number of bytes, which arrive, or an exception."""
+    """A number of bytes, or an exception, and no more bytes arrive than that."""
     for name in ("sock", "data", "cred", "fds", "flags", "address"):
         with world() as here:
             sender, receiver = here.pair
@@ -247,7 +247,7 @@ def test_any_object_to_send(make, make_another):
             for count in attempt(here, messages.send, given.pop("sock"), given.pop("data"), **given):
                 assert type(count) is int
                 with contextlib.suppress(BlockingIOError):
-                    assert len(receiver.recv(2**16)) == count
+                    assert len(receiver.recv(2**16)) <= count  # none if another socket was put in its place
 
 
 def countable(fds):
