@@ -44,9 +44,7 @@ RUBBISH = st.one_of(
     st.lists(NUMBERS | st.text(max_size=3), max_size=3),
     st.sets(NUMBERS, max_size=3),
     st.dictionaries(st.text(max_size=3), NUMBERS, max_size=3),
-    st.sampled_from(
-        [object, object(), int, socket.socket, len, ..., "\0", "\ud800", "root", "7", b"x"]
-    ),
+    st.sampled_from([object, object(), int, socket.socket, len, ..., "\0", "\ud800", "root", "7", b"x"]),
     st.sampled_from([range(0), range(3), range(10**30), range(-1, 2), range(2**32), memoryview(b"xyz")[::2]]),
     st.builds(bytearray, st.binary(max_size=9)),
 )
