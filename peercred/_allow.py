@@ -185,7 +185,7 @@ def _ids(kind: str, ids: Ids, overflow: int) -> frozenset[int] | range:
     return result
 
 
-def _id(kind: str, id_: int | str) -> int:
+def _id(kind: str, id_: Any) -> int:
     if issubclass(type(id_), str):
         if str.isdecimal(id_):
             raise ValueError(f"{id_!r} is a {kind} id in quotes: remove the quotes")
