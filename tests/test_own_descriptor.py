@@ -1,0 +1,121 @@
+"""require() with gids makes a descriptor of its own and asks that."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+from peers import needs_cpython
+
+import peercred
+from peercred._libc import lib
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+
+static int asked = -1;
+
+/* getsockopt(2), which says of the descriptor that is asked for groups whether exec closes it. */
+int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
+{
+    int (*real)(int, int, int, void *, socklen_t *) = dlsym(RTLD_NEXT, "getsockopt");
+
+    if (level == SOL_SOCKET && option == SO_PEERCRED)
+        dprintf(1, "credentials of %d\n", fd);
+    if (level == SOL_SOCKET && option == atoi(getenv("SO_PEERGROUPS"))) {
+        asked = fd;
+        dprintf(1, "asked %d, close-on-exec %d\n", fd, (fcntl(fd, F_GETFD) & FD_CLOEXEC) != 0);
+    }
+    return real(fd, level, option, value, length);
+}
+
+/* close(2), which says of that descriptor whether the interpreter's lock is held. */
+int close(int fd)
+{
+    int (*real)(int) = dlsym(RTLD_NEXT, "close"), (*held)(void) = dlsym(RTLD_DEFAULT, "PyGILState_Check");
+
+    if (fd == asked) {
+        asked = -1;
+        dprintf(1, "closed %d, lock %s\n", fd, held() ? "held" : "released");
+    }
+    return real(fd);
+}
+
+/* fcntl(2), but with FULL the table of descriptors is full. */
+#define FCNTL(name)                                                             \
+    int name(int fd, int command, ...)                                          \
+    {                                                                           \
+        int (*real)(int, int, ...) = dlsym(RTLD_NEXT, #name);                   \
+        va_list arguments;                                                      \
+        long argument;                                                          \
+                                                                                \
+        va_start(arguments, command);                                           \
+        argument = va_arg(arguments, long);                                     \
+        va_end(arguments);                                                      \
+        if (command == F_DUPFD_CLOEXEC && getenv("FULL"))                       \
+            return errno = EMFILE, -1;                                          \
+        return real(fd, command, argument);                                     \
+    }
+FCNTL(fcntl)
+FCNTL(fcntl64)
+"""
+
+PROGRAM = """
+import errno, socket, peercred
+ours, theirs = socket.socketpair()
+try:
+    peercred.AllowList(gids={2**32 - 2}).require(ours)
+except OSError as error:
+    print("refused", ours.fileno(), type(error).__name__, errno.errorcode[error.errno], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(preloadable):
+    """The lines that the program prints, and what the library below it says."""
+    shim = preloadable(SHIM)
+
+    def run(**env):
+        env = {**os.environ, "LD_PRELOAD": str(shim), "SO_PEERGROUPS": str(lib.SO_PEERGROUPS), **env}
+        return subprocess.check_output([sys.executable, "-c", PROGRAM], env=env, text=True, timeout=60).splitlines()
+
+    return run
+
+
+@needs_cpython("PyPy has released its lock by itself")
+def test_asked_both_questions_and_closed(run):
+    """No program inherits it, and other threads run while it is closed."""
+    credentials, asked, closed, refused = run()
+    own = asked.split()[1].rstrip(",")
+    assert credentials == f"credentials of {own}"
+    assert asked == f"asked {own}, close-on-exec 1"
+    assert closed == f"closed {own}, lock released"
+    assert re.fullmatch(r"refused \d+ PermissionError EACCES", refused)
+    assert own not in refused.split()
+
+
+def test_full_table(run):
+    """Without a descriptor of its own it asks nothing: EMFILE."""
+    (refused,) = run(FULL="1")
+    assert re.fullmatch(r"refused \d+ OSError EMFILE", refused)
+
+
+def test_closed_socket():
+    """EBADF, and nothing is asked."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        number = sock.fileno()
+    with pytest.raises(OSError, match="Unix socket") as caught:
+        peercred.AllowList(gids={2**32 - 2}).require(number)
+    assert (type(caught.value), caught.value.errno) == (OSError, errno.EBADF)
