@@ -1,0 +1,82 @@
+"""The tests must reach all lines and branches of build_ffi.SOURCE.
+
+    python .ci/c_coverage.py
+
+It needs pytest and what the build needs. The compiled module of this tree is
+replaced by one that counts. Children that end by os._exit() count for nothing.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).parent.parent
+# They ask the kernel, or a fake one below the module, about each case.
+TESTS = [
+    "tests/test_read.py",
+    "tests/test_no_peer.py",
+    "tests/test_messages.py",
+    "tests/test_messages_descriptors.py",
+    "tests/test_read_groups.py",
+    "tests/test_read_label.py",
+    "tests/test_open_pidfd.py",
+    "tests/test_zero.py",
+    "tests/test_allow.py",
+    "tests/test_own_descriptor.py",
+    "tests/test_messages_answers.py",
+    "tests/test_options_that_are_lacking.py",
+    "tests/test_one_question.py",
+    "tests/test_wrong_lengths.py",
+    "tests/test_kernel_answers.py",
+]
+
+
+def compile_module(tree, directory, flags):
+    """Compile a tree's C source, and put the module into the tree."""
+    program = "import build_ffi, sys; print(build_ffi.ffibuilder().compile(sys.argv[1]))"
+    command = [sys.executable, "-B", "-c", program, directory]
+    built = subprocess.check_output(command, cwd=tree, env={**os.environ, "CFLAGS": flags}, text=True).splitlines()[-1]
+    for old in (tree / "peercred").glob("_libc.*.so"):
+        old.unlink()
+    shutil.copy(built, tree / "peercred")
+    return Path(built)
+
+
+def pytest(tree, *arguments, **options):
+    """Run tests of a tree, with its package."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=tree, env=environment, check=False, **options)
+
+
+def main():
+    with TemporaryDirectory() as directory:
+        built = compile_module(ROOT, directory, "-O0 --coverage")
+        pytest(ROOT, *TESTS).check_returncode()
+        generated = built.with_name("_libc.c").read_text()
+        (data,) = built.parent.glob("*.gcda")
+        gcov = ["gcov", "--branch-probabilities", "--json-format", "--stdout", data.name]
+        report = json.loads(subprocess.check_output(gcov, cwd=data.parent))
+
+    source = subprocess.check_output(
+        [sys.executable, "-B", "-c", "import build_ffi; print(build_ffi.SOURCE, end='')"], cwd=ROOT, text=True
+    )
+    first = generated[: generated.index(source)].count("\n") + 1  # the rest is cffi's
+    text = dict(enumerate(source.splitlines(), first))
+    (lines,) = (file["lines"] for file in report["files"] if file["file"].endswith("_libc.c"))
+    ours = [line for line in lines if line["line_number"] in text]
+    branches = [(line, branch) for line in ours for branch in line["branches"]]
+    missed = [("line", line) for line in ours if not line["count"]]
+    missed += [("branch", line) for line, branch in branches if not branch["count"]]
+    for kind, line in missed:
+        print(f"not reached, a {kind} of: {text[line['line_number']].strip()}")
+    print(f"the C source has {len(ours)} lines and {len(branches)} branches; {len(missed)} are not reached")
+    return 1 if missed or not branches else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
