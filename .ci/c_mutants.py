@@ -1,0 +1,373 @@
+"""The C source with one fault at a time: the tests must find each.
+
+    python .ci/c_mutants.py [TEXT...]
+
+With TEXTs, only the faults that contain one of them. It needs what
+c_coverage.py needs.
+Each fault is put into a copy of this tree.
+
+Not in the list are faults that change nothing which a test could see:
+
+- the ids in refused(): if the pid is negative, Python does not read them;
+- has_peer() before the option instead of after it: for a socket that stays the
+  same, either order is right;
+- which error is reported if both the option and has_peer() fail;
+- longer than a struct ucred, in checked(): ask() lets no longer answer pass;
+- without `if (own < 0) return peer;`, asking and closing -1 do nothing;
+- `error < 0` for `error != 0`: those functions return no positive number;
+- any other bit for "on": the kernel takes each for 1;
+- other bits for PASS_*: Python asks the module which they are;
+- peersec() with less room than there is: then it is asked again, with more;
+- PASS_FDS in passing(): the last option never has to be restored.
+
+Nor are those that only the sanitizers see: one turn too many in a loop over
+pass_options.
+"""
+
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from c_coverage import ROOT, TESTS, compile_module, pytest
+
+# Each fault: the function, or "" for the rest of build_ffi.py; what stands
+# there, once; and what stands there instead.
+
+# The numbers that old headers lack.
+NUMBERS = [
+    ("", "SO_PEERGROUPS 0x4034", "SO_PEERGROUPS 0x4035"),
+    ("", "SO_PEERGROUPS 61", "SO_PEERGROUPS 62"),
+    ("", "SO_PEERGROUPS 59", "SO_PEERGROUPS 60"),
+    ("", "SO_PASSPIDFD 0x404A", "SO_PASSPIDFD 0x404B"),
+    ("", "SO_PASSPIDFD 85", "SO_PASSPIDFD 86"),
+    ("", "SO_PASSPIDFD 76", "SO_PASSPIDFD 77"),
+    ("", "SO_PEERPIDFD 0x404B", "SO_PEERPIDFD 0x404A"),
+    ("", "SO_PEERPIDFD 86", "SO_PEERPIDFD 85"),
+    ("", "SO_PEERPIDFD 77", "SO_PEERPIDFD 78"),
+    ("", "SO_PASSRIGHTS 0x4051", "SO_PASSRIGHTS 0x4050"),
+    ("", "SO_PASSRIGHTS 0x5C", "SO_PASSRIGHTS 0x5B"),
+    ("", "SO_PASSRIGHTS 83", "SO_PASSRIGHTS 82"),
+    ("", "SCM_SECURITY 3", "SCM_SECURITY 4"),
+    ("", "SCM_PIDFD 4", "SCM_PIDFD 3"),
+]
+
+# What both the other lists need.
+COMMON = [
+    ("", "typedef int... uid_t;", "typedef int uid_t;"),
+    ("", "typedef int... gid_t;", "typedef int gid_t;"),
+    ("", "typedef int... pid_t;", "typedef unsigned pid_t;"),
+    (
+        "",
+        "static int peergroups(int fd, gid_t *gids, int count);",
+        "static unsigned peergroups(int fd, gid_t *gids, int count);",
+    ),
+    ("", "static int passing(int fd, int bits);", "static unsigned passing(int fd, int bits);"),
+    ("int_option", "value = -1", "value = 0"),
+    ("int_option", "sizeof value;", "sizeof value - 1;"),
+    ("int_option", "!= 0", "< -1"),
+    ("int_option", "-errno", "errno"),
+    ("int_option", "-errno", "-EPROTO"),
+    ("int_option", "length == sizeof value && ", ""),
+    ("int_option", "length == sizeof value", "length <= sizeof value"),
+    ("int_option", "length == sizeof value", "length >= sizeof value"),
+    ("int_option", " && value >= 0", ""),
+    ("int_option", "value >= 0", "value > 0"),
+    ("int_option", "-EPROTO", "EPROTO"),
+    ("int_option", "-EPROTO", "0"),
+]
+
+# What answers about connections.
+CONNECTIONS = [
+    ("", "GROUPS_MAX 65536", "GROUPS_MAX 65535"),
+    # cffi lets go of the GIL.
+    (
+        "",
+        "#undef Py_BEGIN_ALLOW_THREADS\n#undef Py_END_ALLOW_THREADS\n"
+        "#define Py_BEGIN_ALLOW_THREADS {\n#define Py_END_ALLOW_THREADS }\n",
+        "",
+    ),
+    ("has_peer", "AF_UNSPEC", "AF_UNIX"),
+    ("has_peer", "sizeof address;", "0;"),
+    ("has_peer", "getpeername(fd, (struct sockaddr *)&address, &length) != 0", "0"),
+    ("has_peer", "return -errno", "return 0"),
+    ("has_peer", "-errno", "errno"),
+    ("has_peer", "-errno", "-ENOTCONN"),
+    ("has_peer", "address.sun_family != AF_UNIX", "0"),
+    ("has_peer", "-EAFNOSUPPORT", "EAFNOSUPPORT"),
+    ("has_peer", "-EAFNOSUPPORT", "-ENOTCONN"),
+    ("has_peer", "length <= offsetof", "length < offsetof"),
+    ("has_peer", "length <= offsetof(struct sockaddr_un, sun_path)", "1"),
+    ("has_peer", "length <= offsetof(struct sockaddr_un, sun_path)", "0"),
+    ("has_peer", "type == SOCK_DGRAM ? -ENOTCONN : ", ""),
+    ("has_peer", "type == SOCK_DGRAM", "type != SOCK_DGRAM"),
+    ("has_peer", "SOCK_DGRAM", "SOCK_SEQPACKET"),
+    ("has_peer", "SOCK_DGRAM", "SOCK_STREAM"),
+    ("has_peer", "-ENOTCONN", "ENOTCONN"),
+    ("has_peer", "-ENOTCONN", "0"),
+    ("has_peer", "type < 0 ? type : 0", "0"),
+    ("has_peer", "type < 0 ? type : 0", "type"),
+    ("has_peer", "SO_TYPE", "SO_DOMAIN"),
+    ("ask", "length = size", "length = size - 1"),
+    ("ask", "length = size", "length = size + 1"),
+    ("ask", "    memset(value, 0xff, size);\n", ""),
+    ("ask", "0xff", "0"),
+    ("ask", "0xff, size", "0xff, size / 4"),
+    ("ask", "!= 0", "< -1"),
+    ("ask", "-errno", "errno"),
+    ("ask", "-errno", "-EPROTO"),
+    ("ask", "length <= size ? (int)length : -EPROTO", "(int)length"),
+    ("ask", "length <= size", "length < size"),
+    ("ask", "length <= size", "(int)length <= (int)size"),
+    ("ask", "length <= size", "length <= size + 4"),
+    ("ask", "-EPROTO", "(int)size"),
+    ("ask_peer", "length < 0 ? 0 : has_peer(fd)", "0"),
+    ("ask_peer", "length < 0", "length <= 0"),
+    ("ask_peer", "error < 0 ? error : length", "length"),
+    ("ask_peer", "error < 0 ? error : length", "error"),
+    ("ask_peer", "error < 0", "error <= 0"),
+    ("refused", "= error", "= -error"),
+    ("refused", "= error", "= 0"),
+    ("checked", "length != (int)sizeof cred", "length > (int)sizeof cred"),
+    ("checked", "length != (int)sizeof cred", "length < 0"),
+    ("checked", "length != (int)sizeof cred", "0"),
+    ("checked", "length < 0 ? length : -EPROTO", "-EPROTO"),
+    ("checked", "length < 0 ? length : -EPROTO", "length"),
+    ("checked", "cred.uid == (uid_t)-1 || ", ""),
+    ("checked", " || cred.gid == (gid_t)-1", ""),
+    ("checked", "||", "&&"),
+    ("checked", "cred.uid == (uid_t)-1", "cred.pid == 0"),
+    ("checked", "cred.uid == (uid_t)-1", "cred.uid == 0"),
+    ("checked", "refused(nobody)", "cred"),
+    ("peercred", "ask_peer(", "ask("),
+    ("peercred", "SO_PEERCRED", "SO_PASSCRED"),
+    ("peercred", "&cred, sizeof cred", "&cred, sizeof cred - 1"),
+    ("peercred", "checked(cred, length,", "checked(cred, sizeof cred,"),
+    ("peercred", "-ENOTCONN", "ENOTCONN"),
+    ("peercred", "-ENOTCONN", "-ENODATA"),
+    ("number_of_groups", "sizeof(gid_t)", "1"),
+    ("number_of_groups", "length < 0 ? length : ", ""),
+    ("number_of_groups", "length % size == 0 ? length / size : -EPROTO", "length / size"),
+    ("number_of_groups", "% size == 0", "% 2 == 0"),
+    ("number_of_groups", "-EPROTO", "EPROTO"),
+    ("peergroups", "ask_peer(", "ask("),
+    ("peergroups", "SO_PEERGROUPS", "SO_PEERSEC"),
+    ("peergroups", " * sizeof *gids", ""),
+    ("peergroups", "(socklen_t)count", "((socklen_t)count + 1)"),
+    ("peergroups", "(socklen_t)count", "((socklen_t)count - 1)"),
+    ("peercred_and_groups", "F_DUPFD_CLOEXEC", "F_DUPFD"),
+    ("peercred_and_groups", "fcntl(fd, F_DUPFD_CLOEXEC, 0)", "fd"),
+    ("peercred_and_groups", "own < 0 ? refused(-errno) : ", ""),
+    ("peercred_and_groups", "own < 0 ?", "own <= 0 ?"),
+    ("peercred_and_groups", "if (own < 0)", "if (own <= 0)"),
+    ("peercred_and_groups", "refused(-errno)", "refused(errno)"),
+    ("peercred_and_groups", "peercred(own)", "peercred(fd)"),
+    ("peercred_and_groups", "cred.pid, cred.uid", "cred.uid, cred.pid"),
+    ("peercred_and_groups", "cred.uid, cred.gid", "cred.gid, cred.uid"),
+    ("peercred_and_groups", "ask(own", "ask(fd"),
+    ("peercred_and_groups", "SO_PEERGROUPS", "SO_PEERSEC"),
+    ("peercred_and_groups", "(socklen_t)count", "((socklen_t)count + 1)"),
+    ("peercred_and_groups", "(socklen_t)count", "((socklen_t)count - 1)"),
+    ("peercred_and_groups", " * sizeof *gids", ""),
+    ("peercred_and_groups", "number_of_groups(ask", "(ask"),
+    ("peercred_and_groups", "    close(own);\n", ""),
+    ("peercred_and_groups", "close(own)", "close(fd)"),
+    (  # it is closed with the GIL kept
+        "peercred_and_groups",
+        "PyThreadState *state = PyEval_SaveThread();\n#endif\n    close(own);\n"
+        "#if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)\n    PyEval_RestoreThread(state);\n",
+        "close(own);\n",
+    ),
+    ("peersec", "ask_peer(", "ask("),
+    ("peersec", "SO_PEERSEC", "SO_PEERGROUPS"),
+    ("peersec", "label, size", "label, size + 1"),
+    ("peerpidfd", "pidfd = -1", "pidfd = 0"),
+    ("peerpidfd", "sizeof pidfd;", "sizeof pidfd - 1;"),
+    ("peerpidfd", "&length) != 0", "&length) < -1"),
+    ("peerpidfd", "-errno", "errno"),
+    ("peerpidfd", "-errno", "-EPROTO"),
+    ("peerpidfd", "SO_PEERPIDFD", "SO_PEERCRED"),
+    ("peerpidfd", "length != sizeof pidfd || ", ""),
+    ("peerpidfd", "length != sizeof pidfd", "length < sizeof pidfd"),
+    ("peerpidfd", "length != sizeof pidfd", "length > sizeof pidfd"),
+    ("peerpidfd", " || pidfd < 0", ""),
+    ("peerpidfd", "pidfd < 0", "pidfd <= 0"),
+    ("peerpidfd", "-EPROTO", "EPROTO"),
+    ("peerpidfd", "has_peer(fd)", "0"),
+    ("peerpidfd", "has_peer(fd)", "has_peer(pidfd)"),
+    ("peerpidfd", "error != 0", "error > 0"),
+    ("peerpidfd", "close(pidfd);", ""),
+    ("peerpidfd", "close(pidfd);", "close(fd);"),
+    ("peerpidfd", "return error", "return pidfd"),
+]
+
+# What messages need.
+MESSAGES = [
+    ("", "FDS_MAX 253", "FDS_MAX 252"),
+    ("", "FDS_MAX 253", "FDS_MAX 254"),
+    ("", "LABEL_MAX 4096", "LABEL_MAX 4064"),
+    ("", "LABEL_MAX 4096", "LABEL_MAX 8192"),
+    # The table of options.
+    ("", "#define PASS_CREDS 1", "#define PASS_CREDS 2"),
+    ("", "#define PASS_PIDFD 2", "#define PASS_PIDFD 1"),
+    ("", "#define PASS_LABEL 4", "#define PASS_LABEL 2"),
+    ("", "#define PASS_FDS 8", "#define PASS_FDS 4"),
+    ("", "SO_PASSCRED, 0}", "SO_PASSSEC, 0}"),
+    ("", "SO_PASSCRED, 0}", "SO_PASSCRED, 1}"),
+    ("", "SO_PASSPIDFD, 0}", "SO_PEERPIDFD, 0}"),
+    ("", "SO_PASSPIDFD, 0}", "SO_PASSPIDFD, 1}"),
+    ("", "SO_PASSSEC, 0}", "SO_PASSCRED, 0}"),
+    ("", "SO_PASSSEC, 0}", "SO_PASSSEC, 1}"),
+    ("", "SO_PASSRIGHTS, 1}", "SO_PASSSEC, 1}"),
+    ("", "SO_PASSRIGHTS, 1}", "SO_PASSRIGHTS, 0}"),
+    ("", "    {PASS_CREDS, SO_PASSCRED, 0},\n", ""),
+    ("", "    {PASS_PIDFD, SO_PASSPIDFD, 0},\n", ""),
+    ("", "    {PASS_LABEL, SO_PASSSEC, 0},\n", ""),
+    ("", "    {PASS_FDS, SO_PASSRIGHTS, 1},\n", ""),
+    ("", "sizeof *pass_options)", "sizeof *pass_options - 1)"),
+    ("passing", "mask = 0", "mask = 16"),
+    ("passing", "SO_DOMAIN", "SO_TYPE"),
+    ("passing", "    if (family < 0)\n        return family;\n", ""),
+    ("passing", "return family", "return 0"),
+    ("passing", "    if (family != AF_UNIX)\n        return -EAFNOSUPPORT;\n", ""),
+    ("passing", "-EAFNOSUPPORT", "EAFNOSUPPORT"),
+    ("passing", "i = 0;", "i = 1;"),
+    ("passing", "i < PASS_OPTIONS", "i < PASS_OPTIONS - 1"),
+    ("passing", "        if ((bits & pass_options[i].bit) == 0)\n            continue;\n", ""),
+    ("passing", ".bit) == 0", ".bit) != 0"),
+    ("passing", "bits & pass_options", "bits | pass_options"),
+    ("passing", "continue", "break"),
+    ("passing", "on == -ENOPROTOOPT", "0"),
+    ("passing", "on == -ENOPROTOOPT", "on < 0"),
+    ("passing", "on = pass_options[i].without", "on = 1"),
+    ("passing", "        if (on < 0)\n            return on;\n", ""),
+    ("passing", "return on", "return 0"),
+    ("passing", "        if (on)\n", ""),
+    ("passing", "if (on)", "if (!on)"),
+    ("passing", "mask |=", "mask ="),
+    ("passing", "mask |=", "mask &="),
+    ("set_option", ".bit) != 0", ".bit) == 0"),
+    ("set_option", "mask & pass_options", "mask | pass_options"),
+    ("set_option", "&on, sizeof on", "&on, 0"),
+    ("set_option", "errno == ENOPROTOOPT && ", ""),
+    ("set_option", "(!on || pass_options[i].without) ? 0", "0 ? 0"),
+    ("set_option", "(!on || pass_options[i].without)", "!on"),
+    ("set_option", "(!on || pass_options[i].without)", "pass_options[i].without"),
+    ("set_option", "(!on || pass_options[i].without)", "(on || pass_options[i].without)"),
+    ("set_option", "(!on || pass_options[i].without)", "1"),
+    ("set_option", "-errno", "errno"),
+    ("set_option", "-errno", "0"),
+    ("set_passing", "passing(fd, ~0)", "0"),
+    ("set_passing", "~0", "PASS_CREDS"),
+    ("set_passing", "~0", "~PASS_CREDS"),
+    ("set_passing", "~0", "~PASS_PIDFD"),
+    ("set_passing", "~0", "~PASS_LABEL"),
+    ("set_passing", "    if (before < 0)\n        return before;\n", ""),
+    ("set_passing", "return before", "return 0"),
+    ("set_passing", "i = 0;", "i = 1;"),
+    ("set_passing", "i < PASS_OPTIONS", "i < PASS_OPTIONS - 1"),
+    ("set_passing", "error != 0", "error > 0"),
+    ("set_passing", "            while (i-- > 0)\n                set_option(fd, i, before);\n", ""),
+    ("set_passing", "i-- > 0", "--i > 0"),
+    ("set_passing", "set_option(fd, i, before)", "set_option(fd, i, wanted)"),
+    ("set_passing", "set_option(fd, i, before)", "set_option(fd, i, 0)"),
+    ("set_passing", "return error", "return 0"),
+    ("room", "size = 0", "size = 1"),
+    ("room", "(size_t)fds * sizeof(int)", "(size_t)fds"),
+    ("room", "(size_t)fds * sizeof(int)", "((size_t)fds + 1) * sizeof(int)"),
+    ("room", "if (passing & PASS_CREDS)\n", ""),
+    ("room", "if (passing & PASS_CREDS)\n", "if (0)\n"),
+    ("room", "CMSG_SPACE(sizeof(struct ucred))", "CMSG_LEN(sizeof(struct ucred) - 1)"),
+    ("room", "CMSG_SPACE(sizeof(struct ucred))", "CMSG_LEN(sizeof(struct ucred))"),
+    ("room", "if (passing & PASS_LABEL)\n", ""),
+    ("room", "if (passing & PASS_LABEL)\n", "if (0)\n"),
+    ("room", "CMSG_SPACE(LABEL_MAX)", "LABEL_MAX"),
+    ("room", "fds > 0", "fds >= 0"),
+    ("room", "fds > 0", "fds > 1"),
+    ("room", "passing & PASS_PIDFD ? CMSG_SPACE(attached) : CMSG_LEN(attached)", "CMSG_SPACE(attached)"),
+    ("room", "passing & PASS_PIDFD ? CMSG_SPACE(attached) : CMSG_LEN(attached)", "CMSG_LEN(attached)"),
+    ("room", "CMSG_SPACE(attached) : CMSG_LEN(attached)", "CMSG_LEN(attached) : CMSG_SPACE(attached)"),
+    ("room", "    if (passing & PASS_PIDFD)\n", ""),
+    ("room", "    if (passing & PASS_PIDFD)\n", "    if (0)\n"),
+    ("room", "CMSG_LEN(sizeof(int))", "CMSG_SPACE(sizeof(int))"),
+    ("room", "CMSG_LEN(sizeof(int))", "CMSG_LEN(sizeof(int)) - 1"),
+    ("unpack_ucred", "length != sizeof cred", "length < sizeof cred"),
+    ("unpack_ucred", "length != sizeof cred", "length > sizeof cred"),
+    ("unpack_ucred", "-EMSGSIZE", "-ENODATA"),
+    ("unpack_ucred", "-EMSGSIZE", "EMSGSIZE"),
+    ("unpack_ucred", "payload, sizeof cred", "payload, sizeof cred - 1"),
+    ("unpack_ucred", "-ENODATA", "-EMSGSIZE"),
+    ("unpack_ucred", "-ENODATA", "ENODATA"),
+    ("unpack_ucred", "checked(cred, sizeof cred, -ENODATA)", "cred"),
+]
+
+TESTS_OF_MESSAGES = [name for name in TESTS if "messages" in name or "options" in name]
+TESTS_OF_CONNECTIONS = [name for name in TESTS if name not in TESTS_OF_MESSAGES]
+MUTANTS = [
+    *((each, ["tests/test_architectures.py"]) for each in NUMBERS),
+    *((each, TESTS) for each in COMMON),
+    *((each, TESTS_OF_CONNECTIONS) for each in CONNECTIONS),
+    *((each, TESTS_OF_MESSAGES) for each in MESSAGES),
+]
+
+
+def mutant(text, function, old, new):
+    """build_ffi.py with the fault, which must fit in exactly one place."""
+    if function:
+        (start,) = (match.start() for match in re.finditer(rf"^static .*\b{function}\(.*\)\n{{", text, re.MULTILINE))
+        end = text.index("\n}\n", start) + 3
+    else:
+        start, end = 0, len(text)
+    assert text.count(old, start, end) == 1, f"found {text.count(old, start, end)} times: {function} {old!r}"
+    return text[:start] + text[start:end].replace(old, new) + text[end:]
+
+
+def passes(tree, text, tests):
+    """Do these tests pass with this build_ffi.py?"""
+    (tree / "build_ffi.py").write_text(text)
+    with TemporaryDirectory() as directory:
+        compile_module(tree, directory, "-O0 -w")
+    try:
+        result = pytest(tree, "-x", *tests, capture_output=True, timeout=300)
+    except subprocess.TimeoutExpired:  # an endless loop
+        return False
+    return result.returncode == 0
+
+
+def main():
+    text, wanted = (ROOT / "build_ffi.py").read_text(), sys.argv[1:] or [""]
+    faults = [(fault, tests) for fault, tests in MUTANTS if any(word in " ".join(fault) for word in wanted)]
+    mutants = [(mutant(text, *fault), fault, tests) for fault, tests in faults]
+    workers = os.cpu_count()
+    trees = queue.SimpleQueue()
+
+    def survives(case):
+        changed, (function, old, new), tests = case
+        tree = trees.get()
+        try:
+            survived = passes(tree, changed, tests)
+        finally:
+            trees.put(tree)
+        print("survived:" if survived else "killed:", function, f"{old!r} -> {new!r}", flush=True)
+        return survived
+
+    with TemporaryDirectory() as directory, ThreadPoolExecutor(workers) as pool:
+        os.chmod(directory, 0o755)  # some tests become another user
+        for number in range(workers):
+            tree = Path(directory, str(number))
+            shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv"))
+            trees.put(tree)
+        if not passes(tree, text, [*TESTS, "tests/test_architectures.py"]):
+            sys.exit("the tests fail without a fault")
+        survivors = sum(pool.map(survives, mutants))
+    print(f"{len(mutants)} mutants, {len(mutants) - survivors} killed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
