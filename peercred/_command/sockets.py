@@ -46,6 +46,7 @@ def connect(address: bytes, timeout: float) -> socket.socket:
             while (code := conn.connect_ex(address)) == errno.EAGAIN and time.monotonic() < deadline:
                 time.sleep(0.02)
             if code == 0:
+                conn.setblocking(True)
                 stack.pop_all()
                 return conn
         codes.append(code)
