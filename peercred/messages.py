@@ -204,7 +204,7 @@ def _buffers(data: Data) -> list[Buffer]:
     except TypeError:
         if isinstance(data, str):  # an empty one would be an empty list of buffers
             raise
-        # sendmsg(2) refuses more buffers than that, and some iterables never end.
+        # sendmsg(2) refuses more buffers, and some iterables never end.
         return list(islice(data, _IOV_MAX + 1))  # type: ignore[arg-type]
     return [data]  # type: ignore[list-item]
 

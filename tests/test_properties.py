@@ -1,4 +1,8 @@
-"""Whatever is passed: the answer is right, or the exception is one that is documented, and no descriptor is lost."""
+"""Any Python object may be passed as any argument.
+
+The answer is right or the exception is a documented one, and no descriptor is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +60,7 @@ BASES = [object, int, str, bytes, list, tuple, frozenset, float]
 
 
 class World:
-    """The descriptors that hostile objects play with, and the exceptions that they have raised."""
+    """The descriptors that hostile objects use, and the exceptions they raised."""
 
     def __init__(self, stack):
         self.pair = [stack.enter_context(sock) for sock in socket.socketpair()]
@@ -96,7 +100,7 @@ class World:
 
 @st.composite
 def makers(draw):
-    """A function that makes, in a world, an object with a few methods that do something else than they should."""
+    """A function that makes a hostile object: a few of its methods misbehave."""
     base = draw(st.sampled_from(BASES))
     names = draw(st.lists(st.sampled_from(METHODS), min_size=1, max_size=4, unique=True))
     deeds = {name: (draw(st.sampled_from(DEEDS)), draw(st.sampled_from(ERRORS)), draw(RUBBISH)) for name in names}
@@ -116,7 +120,7 @@ def makers(draw):
 
 @st.composite
 def anything(draw):
-    """A function that makes any object in a world: rubbish, one that is hostile, or a container with such a one."""
+    """A function that makes rubbish, a hostile object, or a list of one."""
     kind = draw(st.sampled_from(["hostile", "rubbish", "list", "socket", "number"]))
     value = draw(makers() if kind in ("hostile", "list") else RUBBISH)
     return lambda world: {
@@ -134,7 +138,7 @@ def descriptors():
 
 @contextlib.contextmanager
 def world():
-    """Afterwards, no more descriptors are open than before."""
+    """Afterwards, the same descriptors are open as before."""
     before = descriptors()
     with contextlib.ExitStack() as stack:
         yield World(stack)
@@ -142,7 +146,11 @@ def world():
 
 
 def attempt(world, function, *args, **kwargs):
-    """Its answer in a list; an empty one if it has raised what is documented, or what an object has raised."""
+    """A list with its answer.
+
+    The list is empty if it raised a documented exception, or the very exception
+    that a hostile object raised.
+    """
     try:
         return [function(*args, **kwargs)]
     except (OSError, TypeError, ValueError):
@@ -159,7 +167,7 @@ def own_cred():
 
 @given(anything())
 def test_any_object_as_a_connection(make):
-    """Each function gives this process's own ids, because no other peer is within reach, or it raises."""
+    """Each function names this process, the only peer within reach, or raises."""
     for function, right in (
         (peercred.read, lambda answer: answer == own_cred()),
         (peercred.read_groups, lambda answer: answer == tuple(os.getgroups())),
@@ -180,7 +188,7 @@ def test_any_object_as_a_connection(make):
 
 @given(anything(), anything(), anything())
 def test_any_object_as_an_id(make, make_another, make_a_third):
-    """A Cred has ids that a process can have, and an AllowList too; the decision is yes or no."""
+    """Cred and AllowList hold possible ids only, and a decision is True or False."""
     with world() as here:
         things = [each(here) for each in (make, make_another, make_a_third)]
         for cred in attempt(here, peercred.Cred, *things):
@@ -207,7 +215,7 @@ def test_any_object_as_an_id(make, make_another, make_a_third):
 
 @given(anything(), anything(), anything())
 def test_any_object_to_receive_with(make, make_another, make_a_third):
-    """A Message with this process as the sender, or an exception: no size, flag or number is too odd."""
+    """receive() returns a Message of this process, or raises."""
     for name in ("sock", "bufsize", "flags", "max_fds"):
         with world() as here:
             receiver, sender = here.pair
@@ -228,13 +236,13 @@ def test_any_object_to_receive_with(make, make_another, make_a_third):
 
 
 def reasonable(bufsize):
-    """Numbers that memory may or may not hold are left out."""
+    """Leave out sizes for which there may or may not be enough memory."""
     return not (issubclass(type(bufsize), int) and 2**20 < int.__index__(bufsize) < 2**63)
 
 
 @given(anything(), anything())
 def test_any_object_to_send(make, make_another):
-    """A number of bytes, or an exception, and no more bytes arrive than that."""
+    """send() returns how many bytes arrive at most, or raises."""
     for name in ("sock", "data", "cred", "fds", "flags", "address"):
         with world() as here:
             sender, receiver = here.pair
@@ -245,7 +253,8 @@ def test_any_object_to_send(make, make_another):
             for count in attempt(here, messages.send, given.pop("sock"), given.pop("data"), **given):
                 assert type(count) is int
                 with contextlib.suppress(BlockingIOError):
-                    assert len(receiver.recv(2**16)) <= count  # none if another socket was put in its place
+                    # None arrive if another socket took the sender's place.
+                    assert len(receiver.recv(2**16)) <= count
 
 
 def countable(fds):
@@ -259,7 +268,10 @@ LISTS = st.sets(IDS | FEW, max_size=4).map(lambda ids: ids - {65534}) | st.build
 
 @given(LISTS, LISTS, IDS | FEW, IDS | FEW, st.lists(IDS | FEW, max_size=5))
 def test_permits_what_the_readme_says(uids, gids, uid, gid, groups):
-    """A listed user is let in, a listed primary or supplementary group too, the overflow ids never, and nobody else."""
+    """Listed users are admitted, and members of listed groups, and nobody else.
+
+    An overflow id never counts.
+    """
     overflow_uid, overflow_gid = (int(Path(f"/proc/sys/kernel/overflow{kind}").read_text()) for kind in ("uid", "gid"))
     for ids, overflow in ((uids, overflow_uid), (gids, overflow_gid)):
         assume(type(ids) is range or overflow not in ids)  # cannot be listed

@@ -1,4 +1,8 @@
-"""Every state that a socket can get into: the answer names whom the kernel's tables name, or there is none."""
+"""A search through the states of sockets, with a model of the kernel.
+
+In every state the answer names the process that the model names, or there is no
+answer.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +57,7 @@ NOT_UNIX = (peercred.NoPeerError, errno.EAFNOSUPPORT)
 
 
 class Process(NamedTuple):
-    """What the kernel records of a process that calls connect(2), listen(2) or socketpair(2)."""
+    """What the kernel records of a process, for those that connect to it."""
 
     pid: int
     uid: int
@@ -92,7 +96,10 @@ def disconnect(sock: socket.socket) -> None:
 
 
 class Sockets(RuleBasedStateMachine):
-    """The kernel itself says whether a step has succeeded. The model says what follows for the peer."""
+    """Steps that change sockets.
+
+    The kernel says whether a step succeeded. The model says who the peer is now.
+    """
 
     sockets = Bundle("sockets")
     main_kind: ClassVar[tuple[int, int]]
@@ -124,7 +131,10 @@ class Sockets(RuleBasedStateMachine):
         return found[which % len(found)] if found else None
 
     def forked(self, ids, function):
-        """What it returns in a forked process with these ids, which then has none of the sockets."""
+        """What the function returns in a forked process with these ids.
+
+        Afterwards, that process has none of the sockets.
+        """
 
         def there():
             if ids:
@@ -149,7 +159,10 @@ class Sockets(RuleBasedStateMachine):
 
     @initialize(target=sockets, other=st.sampled_from(UNIX + OTHERS), actor=ACTORS, listens=st.booleans())
     def start(self, other, actor, listens):
-        """Two types at a time are few enough to meet; with a pair and a server, a few steps go far."""
+        """Start with a pair and a server, so that a few steps go far.
+
+        There are two types of socket, so that steps often find a partner.
+        """
         self.kinds = [self.main_kind, other]
         made = [self.known(socket.socket(*kind), State(*kind)) for kind in (other, other, self.main_kind)]
         made[0].bind(ANYWHERE[other[0]])
@@ -343,7 +356,7 @@ TRAPS = {
 
 @pytest.mark.parametrize("kind", TRAPS, ids=lambda kind: kind.name)
 def test_every_state_has_the_answer_of_the_model(kind):
-    """Whatever is done to sockets of each type, by whom, and in which order, each names its peer or none."""
+    """After any steps, by any users, each socket names its peer or has none."""
 
     class Here(Sockets):
         main_kind = AF_UNIX, kind
