@@ -95,7 +95,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
     try:
         # By way of map() it is in the list before a signal handler can raise.
         try:
-            received.extend(map(sock.recvmsg, (bufsize,), (room,), (flags | _CLOEXEC,)))
+            received.extend(map(sock.recvmsg, (bufsize,), (room,), (index(flags) | _CLOEXEC,)))
         except OverflowError as failure:
             raise ValueError(f"bufsize or flags is out of range: {failure}") from failure
         data, control, got, address = received[0]

@@ -114,3 +114,16 @@ def test_socket_that_carries_itself(pair):
                 os.path.samestat(os.fstat(fd), os.fstat(sock.fileno()))
                 for fd, sock in zip(message.fds, (sender, receiver), strict=True)
             ] == [True, True]
+
+
+def test_close_on_exec_whatever_the_flags_are(ends):
+    """No kind of flags, not even one with its own operators, changes that."""
+
+    class Flags(int):
+        def __or__(self, other):
+            return 0
+
+    receiver, sender = ends
+    attach(sender, b"x", 1)
+    with messages.receive(receiver, 100, Flags(0), max_fds=1) as message:
+        assert [os.get_inheritable(fd) for fd in message.fds] == [False]

@@ -48,7 +48,7 @@ RUBBISH = st.one_of(
     st.lists(NUMBERS | st.text(max_size=3), max_size=3),
     st.sets(NUMBERS, max_size=3),
     st.dictionaries(st.text(max_size=3), NUMBERS, max_size=3),
-    st.sampled_from([object, object(), int, socket.socket, len, ..., "\0", "\ud800", "root", "7", b"x"]),
+    st.sampled_from([object, object(), int, len, ..., "\0", "\ud800", "root", "7", b"x"]),
     st.sampled_from([range(0), range(3), range(10**30), range(-1, 2), range(2**32), memoryview(b"xyz")[::2]]),
     st.builds(bytearray, st.binary(max_size=9)),
 )
@@ -60,7 +60,7 @@ BASES = [object, int, str, bytes, list, tuple, frozenset, float]
 
 
 class World:
-    """The descriptors that hostile objects use, and the exceptions they raised."""
+    """What hostile objects use, and the exceptions that they raised."""
 
     def __init__(self, stack):
         self.pair = [stack.enter_context(sock) for sock in socket.socketpair()]
@@ -100,7 +100,7 @@ class World:
 
 @st.composite
 def makers(draw):
-    """A function that makes a hostile object: a few of its methods misbehave."""
+    """A function that makes an object with a few methods that misbehave."""
     base = draw(st.sampled_from(BASES))
     names = draw(st.lists(st.sampled_from(METHODS), min_size=1, max_size=4, unique=True))
     deeds = {name: (draw(st.sampled_from(DEEDS)), draw(st.sampled_from(ERRORS)), draw(RUBBISH)) for name in names}
@@ -167,7 +167,7 @@ def own_cred():
 
 @given(anything())
 def test_any_object_as_a_connection(make):
-    """Each function names this process, the only peer within reach, or raises."""
+    """Each function names this process, the only peer in reach, or raises."""
     for function, right in (
         (peercred.read, lambda answer: answer == own_cred()),
         (peercred.read_groups, lambda answer: answer == tuple(os.getgroups())),
@@ -188,7 +188,7 @@ def test_any_object_as_a_connection(make):
 
 @given(anything(), anything(), anything())
 def test_any_object_as_an_id(make, make_another, make_a_third):
-    """Cred and AllowList hold possible ids only, and a decision is True or False."""
+    """Cred and AllowList hold possible ids, and a decision is True or False."""
     with world() as here:
         things = [each(here) for each in (make, make_another, make_a_third)]
         for cred in attempt(here, peercred.Cred, *things):

@@ -98,7 +98,7 @@ def disconnect(sock: socket.socket) -> None:
 class Sockets(RuleBasedStateMachine):
     """Steps that change sockets.
 
-    The kernel says whether a step succeeded. The model says who the peer is now.
+    The kernel says whether a step succeeded. The model says who the peer is.
     """
 
     sockets = Bundle("sockets")
