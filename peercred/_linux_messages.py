@@ -149,8 +149,8 @@ def send(
         raise ValueError("no data: on a stream socket, credentials and descriptors arrive only along with data")
     try:
         return sock.sendmsg(buffers, control, flags, address)
-    except OverflowError as failure:
-        raise ValueError(f"flags is out of range: {failure}") from failure
+    except (BufferError, OverflowError) as failure:
+        raise ValueError(f"data is not contiguous, or flags is out of range: {failure}") from failure
     except OSError as failure:
         if not control or failure.errno not in (EPERM, ESRCH, EINVAL, EBADF, ETOOMANYREFS):
             raise

@@ -187,7 +187,8 @@ def send(
             tried to send.
         ValueError: There is no data on a stream socket, so nothing would
             arrive; more than 253 descriptors; a number that no descriptor
-            can have; `flags` is out of range.
+            can have; a memoryview that is not contiguous; `flags` is out of
+            range.
         NoPeerError, UnsupportedError, TypeError: As `enable`.
 
     References:

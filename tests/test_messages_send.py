@@ -203,3 +203,13 @@ def test_not_credentials(pair, claim):
     """Only a Cred is taken for a claim."""
     with pytest.raises(TypeError, match=r"^cred must be a peercred\.Cred or None, not "):
         messages.send(pair[0], b"x", cred=claim)
+
+
+@pytest.mark.parametrize(("data", "flags"), [(memoryview(b"xyz")[::2], 0), (b"x", 2**31), (b"x", 2**64)])
+def test_what_sendmsg_cannot_take(ends, data, flags):
+    """Data in pieces, and flags that C cannot hold, are refused: nothing is sent."""
+    receiver, sender = ends
+    with pytest.raises(ValueError, match="data is not contiguous, or flags is out of range"):
+        messages.send(sender, data, flags=flags)
+    with pytest.raises(BlockingIOError):
+        receiver.recv(10, socket.MSG_DONTWAIT)

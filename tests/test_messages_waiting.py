@@ -44,3 +44,13 @@ def test_signal_handlers_run(datagrams):
     receiver.settimeout(60)
     with interrupted_by(lambda *_: sender.send(b"x"), 0.01):
         assert messages.receive(receiver, 100).data == b"x"
+
+
+@pytest.mark.parametrize(("bufsize", "flags"), [(2**64, 0), (10, 2**31), (10, 2**64)])
+def test_what_recvmsg_cannot_take(datagrams, bufsize, flags):
+    """A size or flags that C cannot hold are refused, and no message lost."""
+    receiver, sender = datagrams
+    sender.send(b"x")
+    with pytest.raises(ValueError, match="bufsize or flags is out of range"):
+        messages.receive(receiver, bufsize, flags)
+    assert messages.receive(receiver, 10).data == b"x"
