@@ -1,0 +1,65 @@
+"""If standard input is closed, the next descriptor is 0, like any other."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+from peers import call, fdinfo, needs_pidfd
+
+import peercred
+from peercred import messages
+
+
+def without_standard_input(function):
+    """What it returns in a process whose descriptor 0 is free."""
+    return call(lambda: os.close(0) or function())
+
+
+def is_open(fd):
+    return os.path.exists(f"/proc/self/fd/{fd}")
+
+
+@needs_pidfd
+def test_open_pidfd(pair):
+    """A pidfd may have the number 0."""
+
+    def opened():
+        pidfd = peercred.open_pidfd(pair[0])
+        return pidfd, fdinfo(pidfd)
+
+    assert without_standard_input(opened) == (0, os.getpid())
+
+
+@needs_pidfd
+def test_pidfd_of_a_message(datagrams):
+    """A message owns and closes a pidfd with the number 0."""
+    receiver, sender = datagrams
+    messages.enable(receiver, pidfd=True)
+    sender.send(b"x")
+
+    def received():
+        with messages.receive(receiver, 10) as message:
+            inside = message.pidfd, message.pidfd_error, fdinfo(message.pidfd)
+        return *inside, is_open(0)
+
+    assert without_standard_input(received) == (0, None, os.getpid(), False)
+
+
+@pytest.mark.parametrize("how", ["with", "detach", "too many"])
+def test_attached_to_a_message(datagrams, how):
+    """An attached descriptor 0 is kept, handed over or closed as usual."""
+    receiver, sender = datagrams
+    messages.enable(receiver, label=True)  # its room lets more in than were asked for
+    with open(os.devnull) as file:
+        socket.send_fds(sender, [b"x"], [file.fileno()])
+
+    def received():
+        with messages.receive(receiver, 10, max_fds=how != "too many") as message:
+            inside = message.fds
+            if how == "detach":
+                message.detach_fds()
+        return inside, is_open(0)
+
+    assert without_standard_input(received) == ((), False) if how == "too many" else ((0,), how == "detach")
