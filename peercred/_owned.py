@@ -36,7 +36,7 @@ class Owned:
 
     __slots__ = ("_closer", "_numbers", "_spans")
 
-    _closer: Closer | None
+    _closer: Closer
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
         self._numbers = fds
@@ -44,7 +44,6 @@ class Owned:
         # from the iterator and closing it is one step. Skip a negative errno
         # in the place of a descriptor: closerange() would start from 0.
         self._spans = iter([(fd, fd + 1) for fd in fds if fd >= 0])
-        self._closer = None
 
     def keep(self) -> None:
         """From now on, close them if this object is dropped."""
@@ -54,7 +53,7 @@ class Owned:
     @property
     def fds(self) -> tuple[int, ...]:
         """The descriptors that are still owned."""
-        return tuple(self._numbers) if self._numbers and length_hint(self._spans) else ()
+        return tuple(self._numbers) if length_hint(self._spans) else ()
 
     def close(self) -> None:
         """Close them, ignoring errors of close(2).
@@ -70,8 +69,7 @@ class Owned:
     def take_back(self, fds: Sequence[int]) -> None:
         """Own these descriptors again, after forget() was interrupted."""
         self.forget()
-        self._numbers = fds
-        self._spans = iter([(fd, fd + 1) for fd in fds])
+        Owned.__init__(self, fds)
         self.keep()
 
     def __del__(self) -> None:

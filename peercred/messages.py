@@ -215,7 +215,7 @@ def _descriptors(fds: Iterable[int | HasFileno]) -> tuple[int, ...]:
         raise TypeError(f"fds must be an iterable of descriptors, not {fds!r}")
     numbers = []
     for each in fds:
-        number: Any = each if isinstance(each, int) or not hasattr(each, "fileno") else each.fileno()
+        number: Any = each.fileno() if hasattr(each, "fileno") else each
         if not issubclass(type(number), int) or isinstance(number, bool):
             raise TypeError(f"fds must hold descriptors or objects with fileno(), not {each!r}")
         number = int.__index__(number)  # a subclass may compare as it likes
