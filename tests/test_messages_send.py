@@ -207,7 +207,7 @@ def test_not_credentials(pair, claim):
 
 @pytest.mark.parametrize(("data", "flags"), [(memoryview(b"xyz")[::2], 0), (b"x", 2**31), (b"x", 2**64)])
 def test_what_sendmsg_cannot_take(ends, data, flags):
-    """Data in pieces, and flags that C cannot hold, are refused: nothing is sent."""
+    """Data in pieces and flags that C cannot hold are refused, and not sent."""
     receiver, sender = ends
     with pytest.raises(ValueError, match="data is not contiguous, or flags is out of range"):
         messages.send(sender, data, flags=flags)
