@@ -21,6 +21,7 @@ from errno import (
     ESRCH,
     ETOOMANYREFS,
 )
+from itertools import islice
 from operator import index
 from typing import Any, TypeAlias
 
@@ -32,6 +33,8 @@ from ._owned import NOTHING, Owned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from _typeshed import ReadableBuffer
 
 assert sys.platform == "linux"  # noqa: S101  # type checkers know no recvmsg() on Windows
@@ -130,21 +133,22 @@ def send(
     sock: socket.socket,
     buffers: list[ReadableBuffer],
     cred: Cred | None,
-    fds: tuple[int, ...],
+    fds: Iterable[int],
     flags: int,
     address: Any,
 ) -> int:
     """sendmsg(2)."""
     fd = _fileno(sock)
     stream = _is_stream(fd)
-    if len(fds) > _FDS_MAX:
-        raise ValueError(f"at most {_FDS_MAX} fds can be sent (the kernel's limit), not {len(fds)}")
+    attached = tuple(islice(fds, _FDS_MAX + 1))
+    if len(attached) > _FDS_MAX:
+        raise ValueError(f"at most {_FDS_MAX} fds can be sent, which is the kernel's limit")
     control: list[tuple[int, int, ReadableBuffer]] = []
     if cred is not None:
         ucred = ffi.new("struct ucred *", {"pid": cred.pid or os.getpid(), "uid": cred.uid, "gid": cred.gid})
         control.append((_SOL_SOCKET, _SCM_CREDENTIALS, bytes(ffi.buffer(ucred))))
-    if fds:
-        control.append((_SOL_SOCKET, _SCM_RIGHTS, array("i", fds)))
+    if attached:
+        control.append((_SOL_SOCKET, _SCM_RIGHTS, array("i", attached)))
     if control and stream and not any(memoryview(buffer).nbytes for buffer in buffers):
         raise ValueError("no data: on a stream socket, credentials and descriptors arrive only along with data")
     try:
@@ -155,8 +159,8 @@ def send(
         if not control or failure.errno not in (EPERM, ESRCH, EINVAL, EBADF, ETOOMANYREFS):
             raise
         what = f"sending as {cred}" if cred is not None else "sending"
-        if fds:
-            what += f" with the descriptors {fds}"
+        if attached:
+            what += f" with the descriptors {attached}"
             if failure.errno == EPERM:
                 what += ", which the receiver may refuse (SO_PASSRIGHTS)"
         raise OSError(failure.errno, f"{failure.strerror}: {what}") from failure

@@ -13,6 +13,7 @@ from ._errors import UnsupportedError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterable
     from typing import Any
 
     from _typeshed import ReadableBuffer
@@ -61,7 +62,7 @@ def send(
     sock: socket.socket,
     buffers: list[ReadableBuffer],
     cred: Cred | None,
-    fds: tuple[int, ...],
+    fds: Iterable[int],
     flags: int,
     address: Any,
 ) -> int:

@@ -36,7 +36,7 @@ at the uid and the primary group: a message has no supplementary groups.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -210,10 +210,9 @@ def _buffers(data: Data) -> list[Buffer]:
     return [data]  # type: ignore[list-item]
 
 
-def _descriptors(fds: Iterable[int | HasFileno]) -> tuple[int, ...]:
+def _descriptors(fds: Iterable[int | HasFileno]) -> Iterator[int]:
     if isinstance(fds, bytes | bytearray | memoryview):  # iterables of ints, but hardly of descriptors
         raise TypeError(f"fds must be an iterable of descriptors, not {fds!r}")
-    numbers = []
     for each in fds:
         number: Any = each.fileno() if hasattr(each, "fileno") else each
         if not issubclass(type(number), int) or isinstance(number, bool):
@@ -221,5 +220,4 @@ def _descriptors(fds: Iterable[int | HasFileno]) -> tuple[int, ...]:
         number = int.__index__(number)  # a subclass may compare as it likes
         if not 0 <= number < 2**31:
             raise ValueError(f"fds must hold open descriptors, and none has the number {number}: {each!r}")
-        numbers.append(number)
-    return tuple(numbers)
+        yield number

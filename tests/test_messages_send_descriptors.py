@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import errno
+import itertools
 import os
 import socket
 
@@ -82,3 +83,22 @@ def test_nothing_to_carry_them(pair, data):
     """Descriptors without data are an error on a stream."""
     with pytest.raises(ValueError, match="no data"):
         messages.send(pair[1], data, fds=[0])
+
+
+def test_endless_descriptors(ends):
+    """An iterable that never ends is refused as one that is too long."""
+    receiver, sender = ends
+    with pytest.raises(ValueError, match="at most 253 fds can be sent"):
+        messages.send(sender, b"x", fds=itertools.repeat(0))
+    with pytest.raises(BlockingIOError):
+        receiver.recv(10, socket.MSG_DONTWAIT)
+
+
+def test_endless_data(ends):
+    """Too many pieces of data are refused, even without end."""
+    receiver, sender = ends
+    with pytest.raises(OSError, match="Message too long") as caught:
+        messages.send(sender, itertools.repeat(b"x"))
+    assert caught.value.errno == errno.EMSGSIZE
+    with pytest.raises(BlockingIOError):
+        receiver.recv(10, socket.MSG_DONTWAIT)

@@ -94,6 +94,6 @@ def test_what_holds_no_descriptor(pair, fds):
 
 @pytest.mark.parametrize("fds", [b"ab", bytearray(b"ab"), memoryview(b"ab")], ids=type)
 def test_bytes_are_no_descriptors(pair, fds):
-    """Bytes would be an iterable of ints, so the error says what is expected."""
+    """Bytes are an iterable of ints, but the error says what is expected."""
     with pytest.raises(TypeError, match=r"^fds must be an iterable of descriptors, not "):
         messages.send(pair[0], b"x", fds=fds)
