@@ -1,8 +1,7 @@
-"""The command `peercred` as its tests run it, never without a deadline.
+"""Ways to run the command `peercred`, and to wait for what it does.
 
-`run` and what is built on it start a process. The fixture `here` runs the
-command in the process of the tests, which is thirty times as fast: for what it
-answers to a command line.
+`run` and `started` start it as a process. The fixture `in_process` calls it in
+the process of the tests, which is thirty times as fast.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import os
 import pwd
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,36 +21,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers import connect, connect_soon
+from peers import CLONE_NEWNS, LIBC, MS_PRIVATE, MS_REC, bind_mount, call, connect, connect_soon, unshare
 
 from peercred.__main__ import main
 
 COMMAND = [sys.executable, "-m", "peercred"]
+# The signals that end the command.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+# The keys of an answer in JSON.
 KEYS = ["time", "pid", "program", "command", "uid", "user", "gid", "group", "groups", "label", "alive"]
-# PYTHONUNBUFFERED hides what happens to output that is still in a buffer.
+# With PYTHONUNBUFFERED, output would never wait in a buffer.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
-@pytest.fixture(autouse=True)
-def deadline() -> Iterator[None]:
-    """Whatever a test waits for, it waits no longer than this."""
+@pytest.fixture(name="in_process")
+def in_process_fixture(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Any]]:
+    """A function that runs the command in this process.
 
-    def expired(*_: object) -> None:
-        raise TimeoutError("the test waits for something that does not happen")
+    The working directory and the signals are restored afterwards.
+    """
 
-    previous = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, 120)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, previous)
-
-
-@pytest.fixture
-def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Runs the command in this process, whose directory and signals are restored at the end."""
-
-    def here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def in_process(*arguments: str) -> subprocess.CompletedProcess[str]:
         monkeypatch.setattr(sys, "argv", ["peercred", *arguments])
         directory = os.getcwd()
         try:
@@ -63,53 +56,81 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     signals = {number: signal.getsignal(number) for number in ENDING}
     capfd.readouterr()
-    yield here
+    yield in_process
     for number, handler in signals.items():
         signal.signal(number, handler)
 
 
-@pytest.fixture
-def refused(here: Callable[..., Any]) -> Callable[..., str]:
-    """The one line on standard error, with exit code 1 and nothing on standard output."""
-    return lambda *arguments: refusal(here(*arguments))
+@pytest.fixture(name="error_of")
+def error_of_fixture(in_process: Callable[..., Any]) -> Callable[..., str]:
+    """A function that runs the command, which must fail.
+
+    It returns the error message.
+    """
+    return lambda *arguments: error_line(in_process(*arguments))
 
 
-def refusal(result: subprocess.CompletedProcess[str]) -> str:
+@pytest.fixture(name="door")
+def door_fixture(place: Path) -> Path:
+    """The path where the command listens. Nothing is there yet."""
+    return place / "door"
+
+
+def error_line(result: subprocess.CompletedProcess[str]) -> str:
+    """Check that the command failed with one line, and return that line."""
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(r"peercred: .+\n", result.stderr)
     return result.stderr
 
 
 def default_signals() -> None:
-    """Signals do what they do in a terminal, even if the tests run in the background of a script."""
+    """Make signals do what they do in a terminal.
+
+    A script that runs the tests in the background has some of them ignored.
+    """
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
 
 
-def run(*arguments: str, python: tuple[str, ...] = (), **options: Any) -> subprocess.CompletedProcess[str]:
-    defaults = {"capture_output": True, "text": True, "check": False, "timeout": 60, "env": ENVIRONMENT}
-    return subprocess.run([sys.executable, *python, "-m", "peercred", *arguments], **{**defaults, **options})
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command as a process, and wait for its end."""
+    defaults = {"capture_output": True, "text": True, "check": False, "env": ENVIRONMENT}
+    return subprocess.run([*COMMAND, *arguments], **{**defaults, **options})
 
 
-def answered(*arguments: str, **options: Any) -> str:
-    """What it writes on standard output, with exit code 0 and nothing on standard error."""
+def output_of(*arguments: str, **options: Any) -> str:
+    """Run the command, which must succeed, and return its standard output."""
     result = run(*arguments, **options)
     assert (result.returncode, result.stderr) == (0, "")
     return result.stdout
 
 
 def ended_by(command: subprocess.Popen[str], number: int) -> bool:
-    """Has it ended as the shell shows for this signal? It has by itself, or by the signal where nothing was left."""
+    """Wait for the command to end. Did this signal end it?
+
+    The command exits with 128 + number, as a shell does. Where it has nothing
+    to clean up, the signal itself ends it.
+    """
     return command.wait() in (128 + number, -number)
+
+
+def terminate(command: subprocess.Popen[str]) -> None:
+    """End the command with SIGTERM, and check that it did end by that."""
+    command.terminate()
+    assert ended_by(command, signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def listening(path: object, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """The command with --listen. It has seen this process as its first client. SIGTERM ends it if it still runs."""
+    """Run `peercred --listen`, with this process as its first client.
+
+    `first_line` is what it writes about this client. SIGTERM ends the command
+    if it still runs at the end.
+    """
     with started("--listen", str(path), *arguments, **options) as command:
         address = f"\0{str(path)[1:]}" if str(path).startswith("@") else str(path)
         with connect_soon(address, command) as client:
-            assert client.recv(1) == b""  # the command has asked the kernel about this process
+            assert client.recv(1) == b""  # the command has asked about this process, and closed
         if command.stdout:
             command.first_line = command.stdout.readline()
         yield command
@@ -117,7 +138,7 @@ def listening(path: object, *arguments: str, **options: Any) -> Iterator[subproc
 
 @contextlib.contextmanager
 def started(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """The command as it runs. SIGTERM ends it if it still does at the end."""
+    """Start the command. SIGTERM ends it if it still runs at the end."""
     defaults = {
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
@@ -135,43 +156,91 @@ def started(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for something that another process does. The deadline is that of the test."""
+    """Wait for something that another process does."""
     while not condition():
         time.sleep(0.01)
 
 
 def wait_until_asleep(command: subprocess.Popen[str]) -> None:
-    """Wait until the command itself waits for something: for a client, or for its output to be read."""
+    """Wait until the command waits: for a client, or to write its output."""
     wait_until(lambda: Path(f"/proc/{command.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S")
 
 
-def user(uid: int) -> str | None:
+def full_pipe() -> tuple[int, int]:
+    """The two ends of a pipe that is full: a write to it blocks."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for size in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"-" * size)
+    os.set_blocking(writer, True)
+    return reader, writer
+
+
+def leave_dead_socket(path: Path) -> None:
+    """Leave the file of a socket that no process has open any more."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+
+
+def can_connect(path: Path) -> bool:
+    """Whether a process listens at this path."""
+    with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
+        connect(str(path)).close()
+        return True
+    return False
+
+
+def as_argument(sock: socket.socket) -> str:
+    """The socket's address as it is written on the command line.
+
+    That is @NAME if the address is abstract.
+    """
+    address = os.fsdecode(sock.getsockname())
+    return "@" + address[1:] if address.startswith("\0") else address
+
+
+def proc_file(pid: int, name: str) -> bytes:
+    return Path(f"/proc/{pid}/{name}").read_bytes()
+
+
+def user_name(uid: int) -> str | None:
     with contextlib.suppress(KeyError):
         return pwd.getpwuid(uid).pw_name
     return None
 
 
-def group(gid: int) -> str | None:
+def group_name(gid: int) -> str | None:
     with contextlib.suppress(KeyError):
         return grp.getgrgid(gid).gr_name
     return None
 
 
-def named(name: str | None, number: int) -> str:
-    return f"{name} ({number})" if name else str(number)
+def shown_user(uid: int) -> str:
+    """How the command writes a uid: with its name, if it has one."""
+    return f"{name} ({uid})" if (name := user_name(uid)) else str(uid)
 
 
-def proc(pid: int, name: str) -> bytes:
-    return Path(f"/proc/{pid}/{name}").read_bytes()
+def shown_group(gid: int) -> str:
+    """How the command writes a gid: with its name, if it has one."""
+    return f"{name} ({gid})" if (name := group_name(gid)) else str(gid)
 
 
-def as_argument(address: str) -> str:
-    """An address as it is given on the command line: @NAME if it is abstract."""
-    return "@" + address[1:] if address.startswith("\0") else address
+def call_with_names(directory: Path, user: bytes, group: bytes, function: Callable[[], Any]) -> Any:
+    """What `function` returns where uid and gid 1234 have these names.
 
+    It runs in a mount namespace, which has an /etc/passwd and an /etc/group of
+    its own.
+    """
+    (directory / "passwd").write_bytes(user + b":x:1234:1234::/:/bin/sh\n")
+    (directory / "group").write_bytes(group + b":x:1234:\n")
 
-def can_connect(path: Path) -> bool:
-    with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
-        connect(str(path)).close()
-        return True
-    return False
+    def inside() -> Any:
+        unshare(CLONE_NEWNS)
+        assert LIBC.mount(None, b"/", None, MS_REC | MS_PRIVATE, None) == 0
+        for name in ("passwd", "group"):
+            bind_mount(directory / name, Path("/etc", name))
+        return function()
+
+    return call(inside)

@@ -1,17 +1,23 @@
-"""sendmsg(2) with control data made by hand: what a hostile sender may try, and the standard library does not make."""
+"""Control messages as bytes, and sendmsg(2) for them.
+
+A hostile sender may send what the standard library never makes.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
 
-from peers import LIBC
+from peers import LIBC, outcome
+
+from peercred import messages
 
 
 def part(kind, payload, *, level=socket.SOL_SOCKET, length=None):
-    """A control message, as it is in memory. Its length may be a lie."""
+    """A control message as it is in memory. `length` may be a lie."""
     header = struct.pack("@Nii", socket.CMSG_LEN(len(payload)) if length is None else length, level, kind)
     return (header + payload).ljust(socket.CMSG_SPACE(len(payload)), b"\0")
 
@@ -49,7 +55,10 @@ class Buffer(ctypes.Structure):
 
 
 def send_raw(sock, control, data=b"x", control_length=None):
-    """sendmsg(2) with any bytes as control data. Python's own makes well-formed ones only."""
+    """Call sendmsg(2) with any bytes as its control data.
+
+    socket.sendmsg() sends well-formed control messages only.
+    """
     memory, content = ctypes.create_string_buffer(control, len(control) or 1), ctypes.create_string_buffer(data)
     buffer = Buffer(ctypes.addressof(content), len(data))
     length = len(control) if control_length is None else control_length
@@ -58,3 +67,8 @@ def send_raw(sock, control, data=b"x", control_length=None):
     if sent < 0:
         raise OSError(ctypes.get_errno(), "sendmsg")
     assert sent == len(data)
+
+
+def assert_nothing_arrives(receiver):
+    """No message waits in the queue of this socket."""
+    assert outcome(messages.receive, receiver, 100, socket.MSG_DONTWAIT) == (BlockingIOError, errno.EAGAIN)

@@ -1,4 +1,7 @@
-"""`peercred PATH` and plain `peercred`: who listens, asked of real servers in other processes and of other users."""
+"""`peercred PATH`, which shows who listens, and `peercred` without a path.
+
+The servers are real processes, also of other users.
+"""
 
 from __future__ import annotations
 
@@ -17,27 +20,24 @@ from command import (
     ENDING,
     ENVIRONMENT,
     KEYS,
-    answered,
     as_argument,
-    deadline,  # noqa: F401
-    group,
-    here,  # noqa: F401
-    named,
-    proc,
-    refused,  # noqa: F401
+    call_with_names,
+    error_of_fixture,  # noqa: F401
+    group_name,
+    in_process_fixture,  # noqa: F401
+    leave_dead_socket,
+    output_of,
+    proc_file,
+    shown_group,
+    shown_user,
     started,
-    user,
+    user_name,
     wait_until,
     wait_until_asleep,
 )
 from peers import (
-    CLONE_NEWNS,
-    LIBC,
-    MS_PRIVATE,
-    MS_REC,
     Child,
     become,
-    bind_mount,
     call,
     connect,
     connect_soon,
@@ -48,7 +48,6 @@ from peers import (
     needs_pidfd,
     needs_root,
     on_a_terminal,
-    unshare,
 )
 
 from peercred._command.sockets import connect as connect_as_the_command
@@ -57,7 +56,7 @@ from peercred._libc import lib
 
 @pytest.fixture
 def daemon(place):
-    """An asyncio server of another user, at a path that everyone may connect to."""
+    """A server of another user, written with asyncio, and its path."""
     path = str(place / "socket")
 
     def serve():
@@ -80,21 +79,21 @@ def daemon(place):
 @needs_root
 @needs_pidfd
 def test_who_listens(daemon):
-    """Pid, ids, groups, program and command line of the server are those in /proc. Ids have names if there are any."""
+    """`peercred --json PATH` shows the server as /proc does."""
     child, path = daemon
-    peer = json.loads(answered("--json", path))
+    peer = json.loads(output_of("--json", path))
     assert list(peer) == KEYS
     assert peer.pop("time")
     label = peer.pop("label")
     assert label is None or isinstance(label, str)
     assert peer == {
         "pid": child.pid,
-        "program": proc(child.pid, "comm").decode().rstrip("\n"),
-        "command": proc(child.pid, "cmdline").decode().split("\0")[:-1],
+        "program": proc_file(child.pid, "comm").decode().rstrip("\n"),
+        "command": proc_file(child.pid, "cmdline").decode().split("\0")[:-1],
         "uid": 1001,
-        "user": user(1001),
+        "user": user_name(1001),
         "gid": 2001,
-        "group": group(2001),
+        "group": group_name(2001),
         "groups": [4, 27, 3_000_000_000],
         "alive": True,
     }
@@ -102,73 +101,70 @@ def test_who_listens(daemon):
 
 @needs_root
 @needs_pidfd
-def test_who_listens_for_people(daemon):
-    """Without --json there is a line for each, with names before numbers."""
+def test_who_listens_as_text(daemon):
+    """`peercred PATH` writes a line for each fact, with names of ids."""
     child, path = daemon
-    first, *lines = answered(path).splitlines()
+    first, *lines = output_of(path).splitlines()
     assert first == f"{path}: this process called listen(2)."
     assert [line.split(": ")[0] for line in lines] == [
         "pid", "program", "command", "user", "group", "groups", "label", "alive",
     ]  # fmt: skip
     assert f"pid: {child.pid}" in lines
-    assert f"user: {named(user(1001), 1001)}" in lines
-    assert f"groups: {', '.join(named(group(gid), gid) for gid in (4, 27, 3_000_000_000))}" in lines
+    assert f"user: {shown_user(1001)}" in lines
+    assert f"groups: {', '.join(map(shown_group, (4, 27, 3_000_000_000)))}" in lines
     assert "alive: yes" in lines
 
 
 @needs_root
-def test_names(server):
-    """The names of uid 0 and gid 0 are shown."""
-    peer = json.loads(answered("--json", as_argument(server.getsockname().decode())))
+def test_names_of_root(server):
+    """Uid 0 and gid 0 are shown as "root" too."""
+    peer = json.loads(output_of("--json", as_argument(server)))
     assert (peer["uid"], peer["user"], peer["gid"], peer["group"]) == (0, "root", 0, "root")
 
 
 @needs_namespaces
 def test_names_that_are_not_utf8(server, tmp_path):
-    """A user's and a group's name of other bytes are escaped: the JSON is valid, without lone surrogates."""
-    (tmp_path / "passwd").write_bytes(b"caf\xe9:x:1234:1234::/:/bin/sh\n")
-    (tmp_path / "group").write_bytes(b"th\xe9:x:1234:\n")
+    """User and group names that are not UTF-8 are escaped in the JSON."""
 
-    def inside():
-        unshare(CLONE_NEWNS)
-        assert LIBC.mount(None, b"/", None, MS_REC | MS_PRIVATE, None) == 0
-        for name in ("passwd", "group"):
-            bind_mount(tmp_path / name, Path("/etc", name))
+    def ask():
         call(lambda: become(uid=1234, gid=1234) or server.listen())
-        return answered("--json", as_argument(server.getsockname().decode()))
+        return output_of("--json", as_argument(server))
 
-    peer = json.loads(call(inside))
+    peer = json.loads(call_with_names(tmp_path, b"caf\xe9", b"th\xe9", ask))
     assert (peer["uid"], peer["gid"]) == (1234, 1234)
     assert (peer["user"], peer["group"]) == (r"caf\xe9", r"th\xe9")
 
 
 def test_every_kind_of_listener(listener):
-    """Stream and seqpacket sockets have an answer, at a path and abstract ones."""
-    peer = json.loads(answered("--json", as_argument(os.fsdecode(listener.getsockname()))))
+    """The command answers for stream and seqpacket sockets at any address."""
+    peer = json.loads(output_of("--json", as_argument(listener)))
     assert peer["pid"] == os.getpid()
 
 
 @needs_pidfd
 def test_listener_that_has_ended(server):
-    """Another process holds the socket now. No program is named, and a hint says how to find that process."""
+    """If the process that called listen(2) has ended, no program is named.
+
+    A hint says how to find the process that has the socket now.
+    """
     with Child(server.listen) as other:
         other.result()
-    name = as_argument(server.getsockname().decode())
-    lines = answered(name).splitlines()
+    name = as_argument(server)
+    lines = output_of(name).splitlines()
     ended = "unknown: the process has ended"
     assert {f"pid: {other.pid}", f"program: {ended}", f"command: {ended}", "alive: no"} <= set(lines)
     assert "`ss -xlp`" in lines[-1]
-    peer = json.loads(answered("--json", name))
+    peer = json.loads(output_of("--json", name))
     assert (peer["program"], peer["command"], peer["alive"]) == (None, None, False)
 
 
 @needs_namespaces
 def test_pid_1(server):
-    """Pid 1 may listen for a service. A hint says how to find that."""
+    """If process 1 listens, a hint says how to find the service behind it."""
 
     def first():
         server.listen()
-        return answered(as_argument(server.getsockname().decode())).splitlines()
+        return output_of(as_argument(server)).splitlines()
 
     lines = in_pid_namespace(first)
     assert "pid: 1" in lines
@@ -178,8 +174,8 @@ def test_pid_1(server):
 @needs_namespaces
 @needs_pidfd
 def test_listener_in_another_pid_namespace(server):
-    """Its pid and its program cannot be seen from a PID namespace of one's own, and the command says so."""
-    lines = in_pid_namespace(lambda: answered(as_argument(server.getsockname().decode()))).splitlines()
+    """The command says why a server in another PID namespace has no pid."""
+    lines = in_pid_namespace(lambda: output_of(as_argument(server))).splitlines()
     hidden = "unknown: /proc does not show this process"
     assert "pid: unknown: it is in a PID namespace that cannot be seen from this one" in lines
     assert {f"program: {hidden}", f"command: {hidden}", "alive: yes"} <= set(lines)
@@ -191,7 +187,7 @@ NO_OPTION = r"""
 #include <errno.h>
 #include <sys/socket.h>
 
-/* getsockopt(2) of a kernel without one option. */
+/* getsockopt(2) as on a kernel that lacks OPTION. */
 int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 {
     int (*real)(int, int, int, void *, socklen_t *) = dlsym(RTLD_NEXT, "getsockopt");
@@ -205,7 +201,10 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 
 @pytest.fixture
 def without(preloadable):
-    """The environment of a process whose kernel lacks an option."""
+    """A function that makes an environment in which the kernel lacks an option.
+
+    The library preloaded there answers for the kernel.
+    """
 
     def without(option):
         return {**ENVIRONMENT, "LD_PRELOAD": str(preloadable(NO_OPTION.replace("OPTION", str(option))))}
@@ -214,77 +213,79 @@ def without(preloadable):
 
 
 def test_kernel_without_pidfd(server, without):
-    """Before Linux 6.5 the program is unknown, and the command says why."""
-    name = as_argument(server.getsockname().decode())
-    lines = answered(name, env=without(lib.SO_PEERPIDFD)).splitlines()
+    """Before Linux 6.5, the command says why it does not know the program."""
+    name = as_argument(server)
+    lines = output_of(name, env=without(lib.SO_PEERPIDFD)).splitlines()
     unknown = "unknown: needs Linux 6.5 or later"
     assert {f"pid: {os.getpid()}", f"program: {unknown}", f"command: {unknown}", f"alive: {unknown}"} <= set(lines)
-    peer = json.loads(answered("--json", name, env=without(lib.SO_PEERPIDFD)))
+    peer = json.loads(output_of("--json", name, env=without(lib.SO_PEERPIDFD)))
     assert (peer["program"], peer["command"], peer["alive"]) == (None, None, None)
 
 
 def test_kernel_without_groups(server, without):
-    """Before Linux 4.13 the groups are unknown, which is not the same as none."""
-    lines = answered(as_argument(server.getsockname().decode()), env=without(lib.SO_PEERGROUPS)).splitlines()
+    """Before Linux 4.13, the groups are shown as unknown, not as none."""
+    lines = output_of(as_argument(server), env=without(lib.SO_PEERGROUPS)).splitlines()
     assert "groups: unknown: needs Linux 4.13 or later" in lines
 
 
 def test_no_label(server, without):
-    """Where no security module labels sockets, there is no label: "none", not "unknown"."""
-    name = as_argument(server.getsockname().decode())
-    assert "label: none" in answered(name, env=without(socket.SO_PEERSEC)).splitlines()
-    assert json.loads(answered("--json", name, env=without(socket.SO_PEERSEC)))["label"] is None
+    """If no security module labels sockets, the label is shown as "none"."""
+    name = as_argument(server)
+    assert "label: none" in output_of(name, env=without(socket.SO_PEERSEC)).splitlines()
+    assert json.loads(output_of("--json", name, env=without(socket.SO_PEERSEC)))["label"] is None
 
 
 @needs_passrights
 def test_no_descriptors_are_taken(server):
-    """The server cannot send it a descriptor, which could keep it from ending for as long as the server likes."""
+    """The server cannot send the command a descriptor.
+
+    Closing a descriptor can block for as long as its sender likes.
+    """
     with connect_as_the_command(server.getsockname(), 1), server.accept()[0] as conn, pytest.raises(PermissionError):
         conn.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [conn.fileno()]))])
 
 
-def test_nothing_to_answer(place, refused):  # noqa: F811
-    """A missing path, a regular file, a directory, a dead socket, a datagram socket, too long a path."""
+def test_path_where_nobody_listens(place, error_of):
+    """The error says why a path has no answer."""
     (place / "file").touch()
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(place / "dead"))
-    assert "No such file" in refused(str(place / "missing"))
-    assert "not a socket" in refused(str(place / "file"))
-    assert "not a socket" in refused(str(place))
-    assert "nobody listens there\n" in refused(str(place / "dead"))
-    assert "nobody listens there\n" in refused("@" + str(place / "abstract"))
-    assert "path too long" in refused(str(place / ("x" * 108)))
+    leave_dead_socket(place / "dead")
+    assert "No such file" in error_of(str(place / "missing"))
+    assert "not a socket" in error_of(str(place / "file"))
+    assert "not a socket" in error_of(str(place))
+    assert "nobody listens there\n" in error_of(str(place / "dead"))
+    assert "nobody listens there\n" in error_of("@" + str(place / "abstract"))
+    assert "path too long" in error_of(str(place / ("x" * 108)))
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
         with socket.socket(socket.AF_UNIX, kind) as bound:
             bound.bind(str(place / kind.name))
-            assert "bound but not listening" in refused(str(place / kind.name))
+            assert "bound but not listening" in error_of(str(place / kind.name))
 
 
 @needs_root
-def test_no_permission(place, here):  # noqa: F811
-    """A socket that the user may not connect to."""
+def test_no_permission(place, in_process):
+    """The error says that the user may not connect to the socket."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(place / "socket"))
         os.chmod(place / "socket", 0o600)
         server.listen()
-        result = call(lambda: become(uid=1001, gid=2001) or here(str(place / "socket")))
+        result = call(lambda: become(uid=1001, gid=2001) or in_process(str(place / "socket")))
     assert (result.returncode, result.stderr) == (1, f"peercred: {place}/socket: Permission denied\n")
 
 
 @needs_cpython("PyPy makes listen(1) of listen(0)")
-def test_full_backlog(place, kind, refused):  # noqa: F811
-    """Connecting times out, and the command says why."""
+def test_full_backlog(place, kind, error_of):
+    """--timeout ends the attempt to connect while the backlog is full."""
     with socket.socket(socket.AF_UNIX, kind) as server:
         server.bind(str(place / "socket"))
         server.listen(0)
         with connect(str(place / "socket"), kind):
-            assert "timed out" in refused("--timeout", "0.01", str(place / "socket"))
+            assert "timed out" in error_of("--timeout", "0.01", str(place / "socket"))
 
 
 @needs_cpython("PyPy makes listen(1) of listen(0)")
 @pytest.mark.parametrize("number", ENDING)
 def test_signal_while_it_connects(place, number):
-    """A signal that comes while the backlog is full ends the command by that signal, and without a traceback."""
+    """A signal ends the command while it connects, without a message."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(place / "socket"))
         server.listen(0)
@@ -299,46 +300,48 @@ def test_signal_while_it_connects(place, number):
 
 
 @needs_pidfd
-def test_hostile_names_are_escaped(server):
-    """Neither a program's name nor its arguments write on the operator's terminal. JSON holds them unchanged."""
-    hostile = "\x1b[31mred\x07\n\x9b2J"
+def test_hostile_program_name_is_escaped(server):
+    """A hostile program name does not write on the operator's terminal."""
 
     def listen():
         server.listen()
         Path("/proc/self/comm").write_bytes(b"\x1b[2J\xff\nroot")
+
+    with Child(listen) as child:
+        child.result()
+        output = output_of(as_argument(server))
+        assert r"program: \x1b[2J\xff\nroot" in output.splitlines()
+        assert json.loads(output_of("--json", as_argument(server)))["program"] == "\x1b[2J\\xff\nroot"
+        assert not re.search(r"[^\n\x20-\x7e]", output)
+
+
+@needs_pidfd
+def test_hostile_command_line_is_escaped(server):
+    """Hostile arguments do not write on the operator's terminal.
+
+    In JSON they stand unchanged.
+    """
+    words = ["\x1b]0;title\x07", "-c", "import sys; sys.stdin.read()", "\x1b[31mred\x07\n\x9b2J"]
+
+    def listen():
+        server.listen()
         stdin, hold = os.pipe()
         os.dup2(stdin, 0)
         os.set_inheritable(hold, True)
-        os.execv(sys.executable, ["\x1b]0;title\x07", "-c", "import sys; sys.stdin.read()", hostile])
+        os.execv(sys.executable, words)
 
-    def renamed():
-        server.listen()
-        Path("/proc/self/comm").write_bytes(b"\x1b[2J\xff\nroot")
-
-    name = as_argument(server.getsockname().decode())
-    with Child(renamed) as child:
-        child.result()
-        output = answered(name)
-        assert r"program: \x1b[2J\xff\nroot" in output.splitlines()
-        assert json.loads(answered("--json", name))["program"] == "\x1b[2J\\xff\nroot"
-        assert not re.search(r"[^\n\x20-\x7e]", output)
     with Child(listen) as child:
-        wait_until(lambda: hostile.encode() in proc(child.pid, "cmdline"))
-        output = answered(name)
-        assert json.loads(answered("--json", name))["command"] == [
-            "\x1b]0;title\x07",
-            "-c",
-            "import sys; sys.stdin.read()",
-            hostile,
-        ]
+        wait_until(lambda: words[-1].encode() in proc_file(child.pid, "cmdline"))
+        output = output_of(as_argument(server))
+        assert json.loads(output_of("--json", as_argument(server)))["command"] == words
         assert r"\x1b]0;title\x07" in output
         assert not re.search(r"[^\n\x20-\x7e]", output)
         child.kill()
 
 
 def test_terminal_is_aligned(server):
-    """Values stand in one column, and there are no escape sequences."""
-    output, status = on_a_terminal([*COMMAND, as_argument(server.getsockname().decode())])
+    """On a terminal the values are aligned, and nothing is coloured."""
+    output, status = on_a_terminal([*COMMAND, as_argument(server)])
     assert status == 0
     lines = output.splitlines()[1:9]  # a hint follows if the tests are process 1, as in a container
     assert len(lines) == 8
@@ -350,28 +353,31 @@ def test_terminal_is_aligned(server):
 
 @needs_pidfd
 def test_process_title(server):
-    """A title that a program has written over its arguments is not followed by empty words."""
+    """The empty words that follow a process title are not shown.
+
+    A program that writes a title over its arguments leaves them behind.
+    """
 
     def listen():
         server.listen()
         os.execv(sys.executable, ["server: ready", "-c", "import sys; sys.stdin.read()", *[""] * 30])
 
     stdin, hold = os.pipe()
-    name = as_argument(server.getsockname().decode())
+    name = as_argument(server)
     with Child(lambda: os.dup2(stdin, 0) or listen()) as child:
-        wait_until(lambda: b"ready" in proc(child.pid, "cmdline"))
-        assert json.loads(answered("--json", name))["command"][-1] == "import sys; sys.stdin.read()"
+        wait_until(lambda: b"ready" in proc_file(child.pid, "cmdline"))
+        assert json.loads(output_of("--json", name))["command"][-1] == "import sys; sys.stdin.read()"
         child.kill()
     os.close(stdin)
     os.close(hold)
 
 
 def test_child_is_shown():
-    """Without arguments the command shows a child of its own."""
-    peer = json.loads(answered("--json"))
+    """Without arguments, the command shows a child of its own."""
+    peer = json.loads(output_of("--json"))
     assert peer["uid"] == os.geteuid()
     assert peer["alive"] in (True, None)  # None: a kernel without pidfds
     assert peer["command"] is None or "peercred" in peer["command"]
-    first, second, *_ = answered().splitlines()
+    first, second, *_ = output_of().splitlines()
     pid = re.match(r"Process (\d+), a child of this one, has connected", first)[1]
     assert second == f"pid: {pid}"
