@@ -1,7 +1,7 @@
-"""receive() and the standard library see the same in any control data that a sender makes up.
+"""Control data that a sender makes up: receive() finds what Python finds.
 
-The bytes go to two sockets. What the standard library finds in the one, with
-more room than anything takes, receive() must find in the other.
+The same bytes go to two sockets. The standard library receives from the one,
+with more room than any control data takes, and receive() from the other.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import struct
 import sys
 
 import pytest
-from peers import outcome
+from peers import open_descriptors, outcome
 
 pytest.importorskip("hypothesis")
 
 from hypothesis import event, given
 from hypothesis import strategies as st
-from raw import part, send_raw
+from raw import assert_nothing_arrives, part, send_raw
 
 from peercred import Cred, messages
 from peercred._libc import lib
@@ -37,7 +37,7 @@ PAYLOADS = st.one_of(
     st.tuples(st.just(socket.SCM_RIGHTS), st.integers(0, 9).map(bytes)),
     st.tuples(OTHER_KINDS, st.binary(max_size=20)),
 )
-# Sometimes the length of a part is a lie, by this much.
+# Some control messages claim another length than they have. This is added.
 LIES = st.sampled_from([0] * 20 + [-1, 1, 4, -12, 100, 2**31, sys.maxsize])
 PARTS = st.builds(
     lambda level, payload, lie: part(*payload, level=level, length=max(socket.CMSG_LEN(len(payload[1])) + lie, 0)),
@@ -51,7 +51,10 @@ CONTROL = st.builds(lambda parts, rest: b"".join(parts) + rest, st.lists(PARTS, 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
 @given(control=CONTROL, max_fds=st.sampled_from([0, 1, 2, 3, 252, 253]), label=st.booleans())
 def test_any_control_data(kind, control, max_fds, label):
-    """It is refused, and nothing arrives; or it is a message with the credentials and descriptors that are in it."""
+    """receive() finds the credentials and descriptors that Python finds.
+
+    If the kernel refuses the control data, nothing arrives.
+    """
     with contextlib.ExitStack() as stack:
         pairs = [[stack.enter_context(sock) for sock in socket.socketpair(socket.AF_UNIX, kind)] for _ in range(2)]
         for receiver, sender in pairs:
@@ -60,7 +63,7 @@ def test_any_control_data(kind, control, max_fds, label):
         (ours, _), (theirs, _) = pairs
         if sent is not None:
             event(f"refused: {sent[0].__name__} {sent[1]}")
-            assert outcome(messages.receive, ours, 100, socket.MSG_DONTWAIT)[0] is BlockingIOError
+            assert_nothing_arrives(ours)
             return
         data, ancillary, flags, _ = theirs.recvmsg(100, 65536, socket.MSG_CMSG_CLOEXEC)
         assert flags & ~socket.MSG_CMSG_CLOEXEC == 0
@@ -73,10 +76,10 @@ def test_any_control_data(kind, control, max_fds, label):
         for fd in fds:
             stack.callback(os.close, fd)
         event(f"{min(len(fds), 3)} descriptors, {'own' if ids[0] == os.getpid() else 'claimed'} pid")
-        before = set(os.listdir("/proc/self/fd"))
+        before = open_descriptors().keys()
         with messages.receive(ours, 100, max_fds=max_fds) as message:
             assert (message.data, message.cred) == (data, Cred(*ids))
-            assert len(message.fds) == min(len(fds), max_fds) == len(set(os.listdir("/proc/self/fd")) - before)
+            assert len(message.fds) == min(len(fds), max_fds) == len(open_descriptors().keys() - before)
             assert all(
                 os.path.samestat(os.fstat(one), os.fstat(two)) for one, two in zip(message.fds, fds, strict=False)
             )

@@ -1,0 +1,169 @@
+"""Malformed control messages, which are bytes made by hand.
+
+The kernel refuses them, or it ignores them. What receive() makes of an answer
+that no kernel gives is tested here too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import subprocess
+import sys
+
+import pytest
+from peers import outcome, own
+from raw import assert_nothing_arrives, creds, own_creds, part, rights, send_raw
+
+from peercred import messages
+from peercred._libc import lib
+
+REFUSED = {
+    "no length": (lambda: own_creds(length=0), errno.EINVAL),
+    "shorter than its header": (lambda: own_creds(length=socket.CMSG_LEN(0) - 1), errno.EINVAL),
+    "longer than the control data": (lambda: own_creds(length=socket.CMSG_SPACE(12) + 1), errno.EINVAL),
+    "a negative length": (lambda: own_creds(length=2 ** (8 * struct.calcsize("N") - 1)), errno.EINVAL),
+    "a good one, then one without a length": (lambda: rights(0) + rights(0, length=0), errno.EINVAL),
+    "credentials without a payload": (lambda: part(socket.SCM_CREDENTIALS, b""), errno.EINVAL),
+    "credentials a byte too short": (lambda: own_creds(length=socket.CMSG_LEN(11)), errno.EINVAL),
+    "credentials a byte too long": (lambda: own_creds(length=socket.CMSG_LEN(13)), errno.EINVAL),
+    "two credentials in one": (
+        lambda: part(socket.SCM_CREDENTIALS, 2 * struct.pack("iII", os.getpid(), os.getuid(), os.getgid())),
+        errno.EINVAL,
+    ),
+    "uid -1": (lambda: creds(os.getpid(), 2**32 - 1, os.getgid()), errno.EINVAL),
+    "gid -1": (lambda: creds(os.getpid(), os.getuid(), 2**32 - 1), errno.EINVAL),
+    "a descriptor too many": (lambda: rights(*[0] * 254), errno.EINVAL),
+    "a descriptor too many, in the second part": (lambda: rights(*[0] * 253) + rights(0), errno.EINVAL),
+    "descriptor -1": (lambda: rights(0, -1), errno.EBADF),
+    "a descriptor that is not open": (lambda: rights(0, 2**31 - 1), errno.EBADF),
+    "a pidfd": (lambda: part(lib.SCM_PIDFD, bytes(4)), errno.EINVAL),
+    "a label": (lambda: part(lib.SCM_SECURITY, b"label\0"), errno.EINVAL),
+    "type 0": (lambda: part(0, bytes(12)), errno.EINVAL),
+    "type -1": (lambda: part(-1, bytes(12)), errno.EINVAL),
+    "a mebibyte": (lambda: rights(*[0] * 2**18), errno.ENOBUFS),
+}
+
+
+@pytest.mark.parametrize("shape", REFUSED)
+def test_refused_by_the_kernel(ends, shape):
+    """If the kernel refuses a control message, nothing arrives.
+
+    Neither a part of the control data nor the data does.
+    """
+    receiver, sender = ends
+    messages.enable(receiver)
+    control, number = REFUSED[shape]
+    with pytest.raises(OSError, match="sendmsg") as caught:
+        send_raw(sender, control())
+    assert caught.value.errno == number
+    assert_nothing_arrives(receiver)
+
+
+def test_control_data_of_two_gibibytes(ends):
+    """Control data is refused if its length does not fit an int."""
+    receiver, sender = ends
+    messages.enable(receiver)
+    assert outcome(send_raw, sender, own_creds(), b"x", 2**31) == (OSError, errno.ENOBUFS)
+    assert_nothing_arrives(receiver)
+
+
+IGNORED = {
+    "nothing": lambda: b"",
+    "less than a header": lambda: bytes(socket.CMSG_LEN(0) - 1),
+    "root's credentials, of another level": lambda: creds(1, 0, 0, level=socket.IPPROTO_IP),
+    "root's credentials, of level -1": lambda: creds(1, 0, 0, level=-1),
+    "descriptors of another level": lambda: rights(0, 1, 2, level=socket.IPPROTO_TCP),
+    "no descriptors": lambda: rights(),
+    "three bytes of a descriptor": lambda: part(socket.SCM_RIGHTS, bytes(3)),
+    "credentials, then less than a header": lambda: own_creds() + bytes(socket.CMSG_LEN(0) - 1),
+}
+
+
+@pytest.mark.parametrize("shape", IGNORED)
+@pytest.mark.parametrize("max_fds", [0, 253])
+def test_ignored_by_the_kernel(ends, shape, max_fds):
+    """If the kernel ignores a control message, the message names its sender.
+
+    It has no descriptors.
+    """
+    receiver, sender = ends
+    messages.enable(receiver)
+    send_raw(sender, IGNORED[shape]())
+    with messages.receive(receiver, 100, max_fds=max_fds) as message:
+        assert message == messages.Message(b"x", own())
+        assert (message.fds, message.pidfd) == ((), None)
+
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+/* recvmsg(2), but the control data is the bytes of CONTROL (in hex). */
+ssize_t recvmsg(int fd, struct msghdr *message, int flags)
+{
+    ssize_t (*real)(int, struct msghdr *, int) = dlsym(RTLD_NEXT, "recvmsg");
+    const char *control = getenv("CONTROL");
+    size_t i, size, room = message->msg_controllen;
+    ssize_t result = real(fd, message, flags);
+
+    if (!control || result < 0)
+        return result;
+    size = strlen(control) / 2;
+    if (size > room)
+        abort();
+    for (i = 0; i < size; i++)
+        sscanf(control + 2 * i, "%2hhx", (unsigned char *)message->msg_control + i);
+    message->msg_controllen = size;
+    return result;
+}
+"""
+
+# Prints the message or the errno, and which descriptors were closed.
+PROGRAM = """
+import os, socket
+from peercred import messages
+receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+messages.enable(receiver, label=True)  # makes room for 4096 bytes
+sender.send(b"x")
+for number in range(95, 100): os.dup2(0, number)
+try:
+    with messages.receive(receiver, 10, max_fds=2) as message:
+        print(message.cred, message.pidfd, message.fds, message.flags, end=" ")
+except OSError as error:
+    print(error.errno, end=" ")
+print(*(number for number in range(95, 100) if not os.path.exists(f"/proc/self/fd/{number}")))
+"""
+
+DOUBLED = {
+    "one of each": (creds(7, 8, 9) + rights(95, 96) + part(lib.SCM_PIDFD, struct.pack("i", 97)),
+                    "Cred(pid=7, uid=8, gid=9) 97 (95, 96) 0 95 96 97"),
+    "two credentials": (creds(7, 8, 9) + creds(7, 8, 9), f"{errno.EMSGSIZE} "),
+    "two credentials and descriptors": (creds(7, 8, 9) + rights(95) + creds(1, 0, 0) + rights(96, 97),
+                                        f"{errno.EMSGSIZE} 95 96 97"),
+    "descriptors in three parts": (creds(7, 8, 9) + rights(95) + rights(96, 97) + rights(98),
+                                   f"Cred(pid=7, uid=8, gid=9) None (95, 96) {int(socket.MSG_CTRUNC)} 95 96 97 98"),
+    "two pidfds": (creds(7, 8, 9) + part(lib.SCM_PIDFD, struct.pack("i", 95))
+                   + part(lib.SCM_PIDFD, struct.pack("i", 96)),
+                   f"Cred(pid=7, uid=8, gid=9) 95 () {int(socket.MSG_CTRUNC)} 95 96"),
+    "half a descriptor": (creds(7, 8, 9) + part(socket.SCM_RIGHTS, struct.pack("i", 95) + bytes(3)),
+                          "Cred(pid=7, uid=8, gid=9) None (95,) 0 95"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", DOUBLED)
+def test_repeated_in_the_answer(preloadable, form):
+    """If two credentials arrive, receive() fails; no descriptor stays open.
+
+    Descriptors in several control messages count together. No kernel gives
+    such answers.
+    """
+    control, expected = DOUBLED[form]
+    env = {**os.environ, "LD_PRELOAD": str(preloadable(SHIM)), "CONTROL": control.hex()}
+    assert subprocess.check_output([sys.executable, "-c", PROGRAM], env=env, text=True) == expected + "\n"
