@@ -7,101 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
-import gc
 import os
 import pickle
 import socket
-import struct
-import sys
-import warnings
 
 import pytest
-from peers import (
-    LIBC,
-    Child,
-    become,
-    connect,
-    kernel_has_pidfd,
-    needs_cpython,
-    open_descriptors,
-    overflow_ids,
-    own,
-)
+from leaks import CALLS, assert_no_leak, closed, connection, tcp
+from peers import LIBC, Child, become, connect, needs_cpython, overflow_ids, own
 
 import peercred
 from peercred import AllowList, Cred, messages
-
-CALLS = 500  # of each function with each argument; the effort multiplies it
-PIDFD = kernel_has_pidfd()
-
-
-class Malloc(ctypes.Structure):
-    """struct mallinfo2."""
-
-    NAMES = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-    _fields_ = tuple((name, ctypes.c_size_t) for name in NAMES)
-
-
-def memory():
-    """How many bytes libc has allocated.
-
-    It is 0 where libc does not tell: in musl, and in glibc before 2.33.
-    """
-    if not hasattr(LIBC, "mallinfo2"):
-        return 0
-    LIBC.mallinfo2.restype = Malloc
-    info = LIBC.mallinfo2()
-    return info.uordblks + info.hblkhd
-
-
-needs_mallinfo = pytest.mark.skipif(not hasattr(LIBC, "mallinfo2"), reason="needs mallinfo2, of glibc 2.33")
-
-
-def footprint():
-    """Numbers of open descriptors, of Python's blocks and references, of bytes.
-
-    Only a debug build of Python counts its references.
-    """
-    return (
-        len(open_descriptors()),
-        sys.getallocatedblocks(),
-        getattr(sys, "gettotalrefcount", int)(),
-        memory(),
-    )
-
-
-def assert_no_leak(function, arguments, calls):
-    """Call the function many times, and check that nothing is left.
-
-    It may raise an exception each time.
-    """
-
-    def run(number):
-        for _ in range(number):
-            with contextlib.suppress(OSError, TypeError, ValueError):
-                function(*arguments)
-
-    # Coverage's tracer adds references to None.
-    counted = [argument for argument in arguments if argument is not None]
-    gc.freeze()  # gc.collect() is faster if it ignores what is there already
-    try:
-        run(calls // 4)  # fill caches and free lists
-        gc.collect()
-        counts = list(map(sys.getrefcount, counted))
-        before = footprint()
-        run(calls)
-        gc.collect()
-        after = footprint()
-        assert list(map(sys.getrefcount, counted)) == counts
-    finally:
-        gc.unfreeze()
-    descriptors, blocks, references, allocated = (new - old for new, old in zip(after, before, strict=True))
-    assert descriptors == 0
-    # Python itself takes some, but not one for each call.
-    assert blocks < calls / 2
-    assert references < calls / 2
-    assert allocated < calls * 8  # malloc(1) takes 24 bytes
 
 
 class WithFileno:
@@ -127,14 +42,6 @@ class Closed:
         return self.gone.fileno()
 
 
-def two_ends(stack, kind=socket.SOCK_STREAM):
-    return [stack.enter_context(sock) for sock in socket.socketpair(socket.AF_UNIX, kind)]
-
-
-def connection(stack):
-    return two_ends(stack)[0]
-
-
 def listener(stack):
     sock = stack.enter_context(socket.socket(socket.AF_UNIX))
     sock.bind("")
@@ -157,17 +64,6 @@ def peer_in_many_groups(stack):
     with Child(client) as child:
         child.result()
         return stack.enter_context(server.accept()[0])
-
-
-def closed(stack):
-    sock = connection(stack)
-    sock.close()
-    return sock
-
-
-def tcp(stack):
-    server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-    return stack.enter_context(socket.create_connection(server.getsockname()))
 
 
 CONNECTIONS = {
@@ -247,178 +143,7 @@ def test_values(value, effort):
     assert_no_leak(function, arguments, CALLS * effort)
 
 
-class Plain(socket.socket):
-    """A subclass that adds nothing."""
-
-
-class Overriding(socket.socket):
-    """A subclass with a recvmsg() of its own, which enable() refuses."""
-
-    def recvmsg(self, *arguments):
-        raise AssertionError("it must not be called")
-
-
-def receives(number=0, *, max_fds=0, end=None, prepare=messages.enable, bufsize=100, flags=0):
-    """A case that sends a message with descriptors, and receives it."""
-
-    def make(stack):
-        receiver, sender = two_ends(stack, socket.SOCK_DGRAM)
-        prepare(receiver)
-        payload = struct.pack(f"{number}i", *[0] * number)
-        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, payload)] if number else []
-
-        def function(receiver):
-            sender.sendmsg([b"data"], control)
-            try:
-                message = messages.receive(receiver, bufsize, flags, max_fds=max_fds)
-            finally:
-                if flags:
-                    receiver.recv(100)
-            end(message) if end else message.close()
-
-        return function, receiver
-
-    return make
-
-
-def taken_over(message):
-    for fd in (message.detach_pidfd(), *message.detach_fds()):
-        if fd is not None:
-            os.close(fd)
-
-
-def not_copied(message):
-    with message:
-        pickle.dumps(message)
-
-
-def time_stamped(sock):
-    """A time stamp takes room from the credentials."""
-    messages.enable(sock)
-    sock.setsockopt(socket.SOL_SOCKET, 29, 1)  # SO_TIMESTAMP
-
-
-def with_everything(sock):
-    messages.enable(sock, pidfd=PIDFD, label=True)
-
-
-def with_a_pidfd(sock):
-    messages.enable(sock, pidfd=PIDFD)
-
-
-def dropped(stack):
-    function, receiver = receives(2, max_fds=2, prepare=with_everything, end=id)(stack)
-
-    def quietly(receiver):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            function(receiver)
-
-    return quietly, receiver
-
-
-def sends(data, *, kind=socket.SOCK_DGRAM, **options):
-    """A case that sends a message, and takes it off the queue."""
-
-    def make(stack):
-        receiver, sender = two_ends(stack, kind)
-        sender.setblocking(False)
-
-        def function(sender, data):
-            messages.send(sender, data, **options)
-            receiver.recv(100)
-
-        return function, sender, data
-
-    return make
-
-
-def calling(function, make):
-    """A case that calls a function with what `make` makes."""
-    return lambda stack: (function, make(stack))
-
-
-def peek(sock):
-    return messages.receive(sock, 100, socket.MSG_DONTWAIT)
-
-
-def say(sock):
-    return messages.send(sock, b"x", cred=Cred(None, 0, 0), fds=[0], flags=socket.MSG_DONTWAIT)
-
-
-def at_the_end(stack):
-    receiver, sender = two_ends(stack)
-    messages.enable(receiver)
-    sender.close()
-    return receiver
-
-
-REFUSED = {
-    "a closed socket": closed,
-    "a TCP socket": tcp,
-    "a descriptor": lambda stack: connection(stack).fileno(),
-    "None": lambda stack: None,
-    "an overriding subclass": lambda stack: stack.enter_context(Overriding(socket.AF_UNIX)),
-}
-EXCHANGES = {
-    "receive": receives(),
-    "receive without options": receives(prepare=lambda sock: None),
-    "receive a part": receives(bufsize=2),
-    "receive and peek": receives(2, max_fds=1, flags=socket.MSG_PEEK),
-    "receive descriptors": receives(3, max_fds=3),
-    "receive too many descriptors": receives(3, max_fds=1),
-    "receive a flood of descriptors": receives(253),
-    "receive a pidfd": receives(prepare=with_a_pidfd),
-    "receive a pidfd and descriptors": receives(2, max_fds=2, prepare=with_everything),
-    "receive descriptors with max_fds=0": receives(3, prepare=with_everything),
-    "receive cut-off credentials": receives(2, max_fds=2, prepare=time_stamped),
-    "receive and take over": receives(2, max_fds=2, prepare=with_everything, end=taken_over),
-    "receive and drop": dropped,
-    "receive and fail to pickle": receives(2, max_fds=2, prepare=with_everything, end=not_copied),
-    "receive and pickle": receives(end=lambda message: pickle.loads(pickle.dumps(message))),
-    "receive with a wrong max_fds": receives(max_fds=254, flags=socket.MSG_PEEK),
-    "receive with a wrong bufsize": receives(bufsize=-1, flags=socket.MSG_PEEK),
-    "receive nothing": calling(peek, connection),
-    "receive the end of a stream": calling(peek, at_the_end),
-    "send": sends(b"data"),
-    "send by a stream": sends(b"data", kind=socket.SOCK_STREAM),
-    "send buffers": sends([b"da", bytearray(b"ta")]),
-    "send with credentials": sends(b"data", cred=own()),
-    "send with descriptors": sends(b"data", fds=[0, 1, 2]),
-    "send both": sends(b"data", cred=own(), fds=[0]),
-    "send forged credentials": sends(b"data", cred=Cred(2**31 - 1, 1, 1)),
-    "send what is not open": sends(b"data", fds=[0, 2**31 - 1]),
-    "send what is no descriptor": sends(b"data", fds=[0, "1"]),
-    "send too many descriptors": sends(b"data", fds=[0] * 254),
-    "send text": sends("data"),
-    "send no data": sends(b"", kind=socket.SOCK_STREAM, cred=own()),
-    "send too much": sends(bytes(2**20)),
-    "send to nobody": sends(b"data", address="/nowhere/at all"),
-    "enable": lambda stack: (messages.enable, connection(stack)),
-    "enable a subclass": lambda stack: (messages.enable, stack.enter_context(Plain(socket.AF_UNIX))),
-    "enable and disable": lambda stack: (
-        lambda sock: [messages.enable(sock, creds=on, label=on, fds=on) for on in (True, False)],
-        connection(stack),
-    ),
-    "enable a label alone": lambda stack: (
-        lambda sock: messages.enable(sock, creds=False, label=True),
-        connection(stack),
-    ),
-    **{
-        f"{name} {state}": calling(function, make)
-        for name, function in {"enable": messages.enable, "receive": peek, "send": say}.items()
-        for state, make in REFUSED.items()
-    },
-}
-
-
-@needs_cpython("for its reference counts")
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_exchanges(exchange, effort):
-    """Sending and receiving messages leaves nothing behind."""
-    with contextlib.ExitStack() as stack:
-        function, *arguments = EXCHANGES[exchange](stack)
-        assert_no_leak(function, arguments, CALLS * effort)
+needs_mallinfo = pytest.mark.skipif(not hasattr(LIBC, "mallinfo2"), reason="needs mallinfo2, of glibc 2.33")
 
 
 @needs_cpython("for its reference counts")
