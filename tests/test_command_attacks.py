@@ -1,7 +1,7 @@
-"""What others can put in the command's way.
+"""The command under attack.
 
-They choose names that write on a terminal, plant modules, set limits, connect
-in masses, and send signals.
+Others choose names that write on a terminal, plant modules, set limits,
+connect many times, and send signals.
 """
 
 from __future__ import annotations

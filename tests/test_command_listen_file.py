@@ -60,7 +60,7 @@ int bind(int fd, const struct sockaddr *address, socklen_t length)
 
 @pytest.fixture
 def after_bind(preloadable):
-    """A function that makes an environment with a surprise after bind(2).
+    """A function that makes an environment for what follows bind(2).
 
     There a shell command runs as soon as a socket is bound.
     """
@@ -226,7 +226,7 @@ def test_two_that_find_the_same_dead_socket(door, place, preloadable):
 
 
 def test_file_is_not_held_open(door):
-    """The command opens its file only to check it, and closes it again."""
+    """While the command listens, it does not hold its file open."""
     with listening(door) as command:
         directory = f"/proc/{command.pid}/fd"
         assert str(door) not in [os.readlink(f"{directory}/{name}") for name in os.listdir(directory)]

@@ -79,7 +79,7 @@ def test_help_fits_a_terminal(in_process, monkeypatch):
 
 
 def test_another_platform():
-    """On another platform than Linux, the command fails with one line.
+    """On a platform other than Linux, the command fails with one line.
 
     It needs neither Unix sockets nor the modules pwd, grp and fcntl there.
     """

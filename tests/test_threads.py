@@ -145,8 +145,8 @@ def test_connections_that_do_not_change(peers, crowd, effort):
 def test_descriptor_that_changes(peers, swap, crowd, effort):
     """While dup2(2) replaces a socket, each answer is about one of the peers.
 
-    No listening socket is among them. For `read` asks twice, and its first
-    answer could be the listener's own if another socket answered the second.
+    No listening socket is among them, because read() asks the kernel twice. If
+    the socket changed in between, the first answer could be a listener's own.
     """
     oracle = Oracle(peers[1:])  # the groups tell these apart
     number = os.dup(peers[1].conn.fileno())
