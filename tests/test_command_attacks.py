@@ -164,7 +164,8 @@ def test_planted_modules_are_not_run(tmp_path, how, arguments):
 
 # Runs the command with this many descriptors left. Its modules are imported
 # before, because Python could not open their files afterwards. It is a program
-# of its own, because pytest has hooks that import modules too.
+# of its own, because pytest has hooks that import modules too. The limit is
+# restored at the end, where coverage writes a file.
 LIMITED = """
 import os, resource, sys
 import peercred._command
@@ -172,8 +173,11 @@ from peercred.__main__ import main
 
 spare = int(sys.argv.pop(1))
 free = [fd for fd in range(100) if not os.path.exists(f"/proc/self/fd/{fd}")]
-resource.setrlimit(resource.RLIMIT_NOFILE, (free[spare], free[spare]))
-sys.exit(main())
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (free[spare], limits[1]))
+status = main()
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+sys.exit(status)
 """
 
 
