@@ -8,11 +8,15 @@ import os
 import socket
 import sys
 
-from peers import needs_cpython
+import pytest
+from peers import needs_cpython, needs_pidfd
 
 from peercred import messages
 
 pytestmark = needs_cpython("it interrupts by sys.setprofile()")
+
+
+HAND_OVER = {messages.Message.detach_fds.__code__, messages.Message.detach_pidfd.__code__}
 
 
 class Interrupted(BaseException):
@@ -25,7 +29,7 @@ def interrupt(moment):
 
     def profile(frame, event, _):
         # What is returned has no owner for one step, the return itself.
-        returned = event == "return" and frame.f_code is messages.Message.detach_fds.__code__
+        returned = event == "return" and frame.f_code in HAND_OVER
         ours = frame.f_globals["__name__"].startswith("peercred.")
         if ours and not returned and next(left, None) is None:
             sys.setprofile(None)
@@ -34,18 +38,20 @@ def interrupt(moment):
     sys.setprofile(profile)
 
 
-def test_detached_and_dropped(datagrams, monkeypatch):
+@pytest.mark.parametrize("detach", ["detach_fds", pytest.param("detach_pidfd", marks=needs_pidfd)])
+def test_detached_and_dropped(datagrams, monkeypatch, detach):
     """Interrupted when it hands over, and again when dropped, it closes."""
     receiver, sender = datagrams
     monkeypatch.setattr(sys, "unraisablehook", lambda _: seen.append(moment))
     seen = []
+    messages.enable(receiver, pidfd=detach == "detach_pidfd")
     for moment in itertools.count():
-        socket.send_fds(sender, [b"x"], [0])
+        socket.send_fds(sender, [b"x"], [0] if detach == "detach_fds" else [])
         message = messages.receive(receiver, 10, max_fds=1)
-        [fd] = message.fds
+        [fd] = message.fds or [message.pidfd]
         interrupt(moment)
         with contextlib.suppress(Interrupted):
-            message.detach_fds()
+            getattr(message, detach)()
             sys.setprofile(None)
             os.close(fd)
             break
