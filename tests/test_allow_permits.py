@@ -48,3 +48,9 @@ def test_permits_takes_groups_as_ints(groups):
     """permits() refuses groups that are text, bytes or floats."""
     with pytest.raises(TypeError):
         AllowList(gids={5}).permits(Cred(1, 0, 0), groups)
+
+
+def test_error_names_the_argument():
+    """The error says that it is the groups that are wrong, and how."""
+    with pytest.raises(TypeError, match=r"^groups must be an iterable, such as .*, not 5$"):
+        AllowList(gids={5}).permits(Cred(1, 0, 0), 5)

@@ -36,6 +36,8 @@ from command import (
     wait_until_asleep,
 )
 from peers import (
+    SO_PEERGROUPS,
+    SO_PEERPIDFD,
     Child,
     become,
     call,
@@ -51,7 +53,6 @@ from peers import (
 )
 
 from peercred._command.sockets import connect as connect_as_the_command
-from peercred._libc import lib
 
 
 @pytest.fixture
@@ -215,16 +216,16 @@ def without(preloadable):
 def test_kernel_without_pidfd(server, without):
     """Before Linux 6.5, the command says why it does not know the program."""
     name = as_argument(server)
-    lines = output_of(name, env=without(lib.SO_PEERPIDFD)).splitlines()
+    lines = output_of(name, env=without(SO_PEERPIDFD)).splitlines()
     unknown = "unknown: needs Linux 6.5 or later"
     assert {f"pid: {os.getpid()}", f"program: {unknown}", f"command: {unknown}", f"alive: {unknown}"} <= set(lines)
-    peer = json.loads(output_of("--json", name, env=without(lib.SO_PEERPIDFD)))
+    peer = json.loads(output_of("--json", name, env=without(SO_PEERPIDFD)))
     assert (peer["program"], peer["command"], peer["alive"]) == (None, None, None)
 
 
 def test_kernel_without_groups(server, without):
     """Before Linux 4.13, the groups are shown as unknown, not as none."""
-    lines = output_of(as_argument(server), env=without(lib.SO_PEERGROUPS)).splitlines()
+    lines = output_of(as_argument(server), env=without(SO_PEERGROUPS)).splitlines()
     assert "groups: unknown: needs Linux 4.13 or later" in lines
 
 

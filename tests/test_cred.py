@@ -115,3 +115,13 @@ def test_pickle_of_an_impossible_process():
     assert forged != pickle.dumps(CRED, 0)
     with pytest.raises(ValueError, match="uid must be from 0 to 4294967294, not 4294967295"):
         pickle.loads(forged)
+
+
+def test_subclasses_of_int_become_ints():
+    """A subclass may compare as it likes, which an id must not."""
+
+    class Number(int):
+        pass
+
+    cred = Cred(Number(1), Number(2), Number(3))
+    assert [type(number) for number in dataclasses.astuple(cred)] == [int, int, int]

@@ -14,7 +14,7 @@ import struct
 import sys
 
 import pytest
-from peers import open_descriptors, outcome
+from peers import SCM_PIDFD, SCM_SECURITY, open_descriptors, outcome
 
 pytest.importorskip("hypothesis")
 
@@ -23,10 +23,9 @@ from hypothesis import strategies as st
 from raw import assert_nothing_arrives, part, send_raw
 
 from peercred import Cred, messages
-from peercred._libc import lib
 
 LEVELS = st.sampled_from([socket.SOL_SOCKET] * 8 + [socket.IPPROTO_IP, socket.IPPROTO_TCP, -1])
-OTHER_KINDS = st.sampled_from([0, lib.SCM_SECURITY, lib.SCM_PIDFD, 5, -1])
+OTHER_KINDS = st.sampled_from([0, SCM_SECURITY, SCM_PIDFD, 5, -1])
 IDS = st.sampled_from([0, 1, 1001, 2**31, 2**32 - 2, 2**32 - 1]) | st.just(os.getuid())
 PIDS = st.sampled_from([os.getpid()] * 4 + [os.getppid(), 1, 0, -1, 2**31 - 1])
 UCREDS = st.builds(struct.Struct("iII").pack, PIDS, IDS, IDS)

@@ -14,11 +14,10 @@ import subprocess
 import sys
 
 import pytest
-from peers import outcome, own
+from peers import SCM_PIDFD, SCM_SECURITY, outcome, own
 from raw import assert_nothing_arrives, creds, own_creds, part, rights, send_raw
 
 from peercred import messages
-from peercred._libc import lib
 
 REFUSED = {
     "no length": (lambda: own_creds(length=0), errno.EINVAL),
@@ -39,8 +38,8 @@ REFUSED = {
     "a descriptor too many, in the second part": (lambda: rights(*[0] * 253) + rights(0), errno.EINVAL),
     "descriptor -1": (lambda: rights(0, -1), errno.EBADF),
     "a descriptor that is not open": (lambda: rights(0, 2**31 - 1), errno.EBADF),
-    "a pidfd": (lambda: part(lib.SCM_PIDFD, bytes(4)), errno.EINVAL),
-    "a label": (lambda: part(lib.SCM_SECURITY, b"label\0"), errno.EINVAL),
+    "a pidfd": (lambda: part(SCM_PIDFD, bytes(4)), errno.EINVAL),
+    "a label": (lambda: part(SCM_SECURITY, b"label\0"), errno.EINVAL),
     "type 0": (lambda: part(0, bytes(12)), errno.EINVAL),
     "type -1": (lambda: part(-1, bytes(12)), errno.EINVAL),
     "a mebibyte": (lambda: rights(*[0] * 2**18), errno.ENOBUFS),
@@ -142,15 +141,15 @@ print(*(number for number in range(95, 100) if not os.path.exists(f"/proc/self/f
 """
 
 DOUBLED = {
-    "one of each": (creds(7, 8, 9) + rights(95, 96) + part(lib.SCM_PIDFD, struct.pack("i", 97)),
+    "one of each": (creds(7, 8, 9) + rights(95, 96) + part(SCM_PIDFD, struct.pack("i", 97)),
                     "Cred(pid=7, uid=8, gid=9) 97 (95, 96) 0 95 96 97"),
     "two credentials": (creds(7, 8, 9) + creds(7, 8, 9), f"{errno.EMSGSIZE} "),
     "two credentials and descriptors": (creds(7, 8, 9) + rights(95) + creds(1, 0, 0) + rights(96, 97),
                                         f"{errno.EMSGSIZE} 95 96 97"),
     "descriptors in three parts": (creds(7, 8, 9) + rights(95) + rights(96, 97) + rights(98),
                                    f"Cred(pid=7, uid=8, gid=9) None (95, 96) {int(socket.MSG_CTRUNC)} 95 96 97 98"),
-    "two pidfds": (creds(7, 8, 9) + part(lib.SCM_PIDFD, struct.pack("i", 95))
-                   + part(lib.SCM_PIDFD, struct.pack("i", 96)),
+    "two pidfds": (creds(7, 8, 9) + part(SCM_PIDFD, struct.pack("i", 95))
+                   + part(SCM_PIDFD, struct.pack("i", 96)),
                    f"Cred(pid=7, uid=8, gid=9) 95 () {int(socket.MSG_CTRUNC)} 95 96"),
     "half a descriptor": (creds(7, 8, 9) + part(socket.SCM_RIGHTS, struct.pack("i", 95) + bytes(3)),
                           "Cred(pid=7, uid=8, gid=9) None (95,) 0 95"),

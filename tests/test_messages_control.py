@@ -7,10 +7,9 @@ import socket
 import struct
 
 import pytest
-from peers import needs_pidfd
+from peers import SCM_PIDFD, SCM_SECURITY, needs_pidfd
 
 from peercred import Cred, messages
-from peercred._libc import lib
 
 CREDS = (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("iII", 7, 8, 9))
 
@@ -57,7 +56,7 @@ def test_part_of_a_number(sock, length):
 def test_two_pidfds(sock):
     """The message keeps the first pidfd, and the others are closed at once."""
     fds = copies(3)
-    sock.answer(CREDS, (socket.SOL_SOCKET, lib.SCM_PIDFD, struct.pack("3i", *fds)))
+    sock.answer(CREDS, (socket.SOL_SOCKET, SCM_PIDFD, struct.pack("3i", *fds)))
     with messages.receive(sock, 10) as message:
         assert message.pidfd == fds[0]
         assert [is_open(fd) for fd in fds] == [True, False, False]
@@ -71,7 +70,7 @@ def test_two_pidfds(sock):
 
 def test_whole_label_beside_lost_descriptors(sock):
     """MSG_CTRUNC does not mean that the label was cut off."""
-    sock.answer(CREDS, (socket.SOL_SOCKET, lib.SCM_SECURITY, b"label\0"), flags=socket.MSG_CTRUNC)
+    sock.answer(CREDS, (socket.SOL_SOCKET, SCM_SECURITY, b"label\0"), flags=socket.MSG_CTRUNC)
     message = messages.receive(sock, 10)
     assert (message.cred, message.label, message.flags) == (Cred(7, 8, 9), b"label", socket.MSG_CTRUNC)
 
@@ -80,7 +79,7 @@ def test_whole_label_beside_lost_descriptors(sock):
 def test_refused_pidfd(sock, number):
     """-EPERM and -EINVAL are no descriptors, so nothing is closed for them."""
     before = os.listdir("/proc/self/fd")
-    sock.answer(CREDS, (socket.SOL_SOCKET, lib.SCM_PIDFD, struct.pack("i", -number)))
+    sock.answer(CREDS, (socket.SOL_SOCKET, SCM_PIDFD, struct.pack("i", -number)))
     with messages.receive(sock, 10) as message:
         assert message.pidfd is None
     assert os.listdir("/proc/self/fd") == before
@@ -90,7 +89,7 @@ def test_refused_pidfd(sock, number):
 def test_pidfd_refused_by_eperm(sock):
     """`pidfd_error` is a PermissionError if the payload is -EPERM."""
     messages.enable(sock, pidfd=True)
-    sock.answer(CREDS, (socket.SOL_SOCKET, lib.SCM_PIDFD, struct.pack("i", -1)))
+    sock.answer(CREDS, (socket.SOL_SOCKET, SCM_PIDFD, struct.pack("i", -1)))
     assert type(messages.receive(sock, 10).pidfd_error) is PermissionError
 
 

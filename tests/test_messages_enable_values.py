@@ -7,12 +7,11 @@ import itertools
 import socket
 
 import pytest
-from peers import needs_passrights, needs_pidfd, outcome
+from peers import SO_PASSPIDFD, SO_PASSRIGHTS, needs_passrights, needs_pidfd, outcome
 
 from peercred import messages
-from peercred._libc import lib
 
-OPTIONS = {"creds": lib.SO_PASSCRED, "pidfd": lib.SO_PASSPIDFD, "label": lib.SO_PASSSEC, "fds": lib.SO_PASSRIGHTS}
+OPTIONS = {"creds": socket.SO_PASSCRED, "pidfd": SO_PASSPIDFD, "label": socket.SO_PASSSEC, "fds": SO_PASSRIGHTS}
 
 
 @needs_pidfd

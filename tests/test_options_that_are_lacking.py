@@ -9,9 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from peers import needs_pidfd
-
-from peercred._libc import lib
+from peers import SO_PASSPIDFD, SO_PASSRIGHTS, needs_pidfd
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -57,7 +55,7 @@ def enable(**options):
 def is_on(*options):
     return [receiver.getsockopt(socket.SOL_SOCKET, option) for option in options]
 """
-OPTIONS = {"creds": int(socket.SO_PASSCRED), "pidfd": lib.SO_PASSPIDFD, "label": int(socket.SO_PASSSEC)}
+OPTIONS = {"creds": int(socket.SO_PASSCRED), "pidfd": SO_PASSPIDFD, "label": int(socket.SO_PASSSEC)}
 NAMES = {"creds": "SO_PASSCRED", "pidfd": "SO_PASSPIDFD", "label": "SO_PASSSEC"}
 THREE = ", ".join(str(option) for option in OPTIONS.values())
 
@@ -109,14 +107,26 @@ def test_kernel_that_cannot_refuse_descriptors(run, fds):
         "messages.send(sender, b'y', fds=(0,))",
         "message = messages.receive(receiver, 10, max_fds=1)",
         "print(message.cred.uid, len(message.fds))",
-        LACKS=lib.SO_PASSRIGHTS,
+        LACKS=SO_PASSRIGHTS,
     )
     assert answer == ["None", f"{os.getuid()} 1"]
 
 
+def test_uninvited_descriptor_on_a_kernel_without_pidfds(run):
+    """Where no pidfd can come, a message lacks none."""
+    answer = run(
+        "print(enable())",
+        "messages.receive(receiver, 10)",
+        "messages.send(sender, b'y', fds=(0,))",
+        "print(messages.receive(receiver, 10).pidfd_error)",
+        LACKS=SO_PASSPIDFD,
+    )
+    assert answer == ["None", "None"]
+
+
 @needs_pidfd
 @pytest.mark.parametrize("before", [0, 1])
-@pytest.mark.parametrize("option", [*OPTIONS.values(), lib.SO_PASSRIGHTS])
+@pytest.mark.parametrize("option", [*OPTIONS.values(), SO_PASSRIGHTS])
 def test_refused(run, option, before):
     """All options are then as they were, on or off."""
     answer, state = run(

@@ -10,10 +10,9 @@ import subprocess
 import sys
 
 import pytest
-from peers import needs_cpython
+from peers import SO_PEERGROUPS, needs_cpython
 
 import peercred
-from peercred._libc import lib
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -88,7 +87,7 @@ def run(preloadable):
     shim = preloadable(SHIM)
 
     def run(**env):
-        env = {**os.environ, "LD_PRELOAD": str(shim), "SO_PEERGROUPS": str(lib.SO_PEERGROUPS), **env}
+        env = {**os.environ, "LD_PRELOAD": str(shim), "SO_PEERGROUPS": str(SO_PEERGROUPS), **env}
         return subprocess.check_output([sys.executable, "-c", PROGRAM], env=env, text=True, timeout=60).splitlines()
 
     return run

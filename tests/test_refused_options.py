@@ -12,8 +12,7 @@ import subprocess
 import sys
 
 import pytest
-
-from peercred._libc import lib
+from peers import SO_PASSPIDFD, SO_PEERGROUPS, SO_PEERPIDFD
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -83,10 +82,10 @@ READS = {
     "peercred.read(conn)": socket.SO_PEERCRED,
     "everyone.require(conn)": socket.SO_PEERCRED,
     "by_group.require(conn)": socket.SO_PEERCRED,
-    "peercred.read_groups(conn)": lib.SO_PEERGROUPS,
-    "other_group.require(conn)": lib.SO_PEERGROUPS,
+    "peercred.read_groups(conn)": SO_PEERGROUPS,
+    "other_group.require(conn)": SO_PEERGROUPS,
     "peercred.read_label(conn)": socket.SO_PEERSEC,
-    "peercred.open_pidfd(conn)": lib.SO_PEERPIDFD,
+    "peercred.open_pidfd(conn)": SO_PEERPIDFD,
     "messages.receive(conn, 1)": socket.SO_PASSCRED,
     "messages.send(conn, b'x')": socket.SO_DOMAIN,
 }
@@ -100,7 +99,7 @@ def test_refused_read(refused, expression):
 
 def test_refused_groups_of_a_listed_user(refused):
     """A user listed by uid is admitted, although the groups are refused."""
-    assert refused("own_user.require(conn)", get=lib.SO_PEERGROUPS).startswith("Cred(")
+    assert refused("own_user.require(conn)", get=SO_PEERGROUPS).startswith("Cred(")
 
 
 @pytest.mark.parametrize("option", [socket.SO_PASSCRED, socket.SO_PASSSEC])
@@ -120,7 +119,7 @@ def test_family_that_cannot_be_asked(refused):
     assert refused(f"peercred.read({program})", get=socket.SO_DOMAIN).startswith(f"NoPeerError {errno.EAFNOSUPPORT} ")
 
 
-@pytest.mark.parametrize("lacking", [{"get": lib.SO_PASSPIDFD}, {}])
+@pytest.mark.parametrize("lacking", [{"get": SO_PASSPIDFD}, {}])
 def test_the_shim_is_asked(refused, lacking):
     """The counter-test: without a refusal, everything works."""
     assert refused("messages.send(conn, b'x'), own_user.require(conn).uid", **lacking) == f"(1, {os.geteuid()})\n"
@@ -128,7 +127,7 @@ def test_the_shim_is_asked(refused, lacking):
 
 def test_option_that_is_lacking(refused):
     """enable() names the option that the kernel lacks, and not the others."""
-    numbers = {"get": lib.SO_PASSPIDFD, "set": lib.SO_PASSPIDFD}
+    numbers = {"get": SO_PASSPIDFD, "set": SO_PASSPIDFD}
     answer = refused("messages.enable(conn, pidfd=True, label=True)", number=errno.ENOPROTOOPT, **numbers)
     assert answer.startswith(f"UnsupportedError {errno.ENOPROTOOPT} ")
     assert [name for name in ("CRED", "PIDFD", "SEC", "RIGHTS") if f"SO_PASS{name}" in answer] == ["PIDFD"]

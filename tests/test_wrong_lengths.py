@@ -9,9 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from peers import needs_pidfd
-
-from peercred._libc import lib
+from peers import SO_PEERGROUPS, SO_PEERPIDFD, needs_pidfd
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -88,11 +86,11 @@ STREAM = struct.pack("i", socket.SOCK_STREAM)
 def test_the_kernel_is_believed_where_it_is_right(run):
     """The counter-test: with the right length, these answers are taken."""
     assert run(f"answer(peercred.read, {int(socket.SO_TYPE)}, {STREAM}, 4).pid == os.getpid()") == "True"
-    assert run(f"answer(peercred.read_groups, {lib.SO_PEERGROUPS}, {STREAM}, 4)") == "(1,)"
+    assert run(f"answer(peercred.read_groups, {SO_PEERGROUPS}, {STREAM}, 4)") == "(1,)"
     assert run(f"answer(peercred.read_label, {int(socket.SO_PEERSEC)}, b'x' * 256, 256)") == repr(b"x" * 256)
-    assert run(f"answer(peercred.open_pidfd, {lib.SO_PEERPIDFD}, {STREAM}, 4)") == "1"
+    assert run(f"answer(peercred.open_pidfd, {SO_PEERPIDFD}, {STREAM}, 4)") == "1"
     allowed = "peercred.AllowList(gids={1}).require"
-    assert run(f"answer({allowed}, {lib.SO_PEERGROUPS}, {STREAM}, 4).pid == os.getpid()") == "True"
+    assert run(f"answer({allowed}, {SO_PEERGROUPS}, {STREAM}, 4).pid == os.getpid()") == "True"
 
 
 @pytest.mark.parametrize(("written", "length"), [(STREAM, 0), (STREAM, 3), (STREAM, 5), (STREAM, 8), (b"", 4)])
@@ -104,14 +102,14 @@ def test_type_of_socket(run, written, length):
 @pytest.mark.parametrize(("written", "length"), [(STREAM, 0), (STREAM, 3), (STREAM, 5), (STREAM, 8), (b"", 4)])
 def test_pidfd(run, written, length):
     """It is an int, or no descriptor."""
-    assert run(f"answer(peercred.open_pidfd, {lib.SO_PEERPIDFD}, {written}, {length})") == REFUSED
+    assert run(f"answer(peercred.open_pidfd, {SO_PEERPIDFD}, {written}, {length})") == REFUSED
 
 
 @pytest.mark.parametrize("length", [2, 6, 65 * 4, 2**18 + 4, 2**31 - 4, -4])
 @pytest.mark.parametrize("function", ["read_groups", "AllowList(gids={1}).require"])
 def test_groups(run, function, length):
     """Half a group, or more than there is room for, is none."""
-    assert run(f"answer(peercred.{function}, {lib.SO_PEERGROUPS}, {STREAM}, {length})") == REFUSED
+    assert run(f"answer(peercred.{function}, {SO_PEERGROUPS}, {STREAM}, {length})") == REFUSED
 
 
 @pytest.mark.parametrize("length", [257, 258, 2**20 + 1, -1])
