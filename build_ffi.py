@@ -1,7 +1,7 @@
 """The C source of peercred, and the build that compiles it, on Linux only.
 
 pyproject.toml names this module twice: as the build backend, which is
-hatchling's with one change, and as hatchling's build hook.
+hatchling's except that HATCH_BUILD_NO_HOOKS is ignored, and as its build hook.
 """
 
 import os
@@ -73,6 +73,7 @@ DECLARATIONS = """
     #define PASS_LABEL ...
     #define PASS_FDS ...
 
+    /* libc's own. The functions below call it. */
     int getsockopt(int sockfd, int level, int optname, void *optval, socklen_t *optlen);
 
     static struct ucred peercred(int fd);
@@ -159,8 +160,9 @@ SOURCE = """
 #define Py_END_ALLOW_THREADS }
 
 /* A function that fails returns its errno, negated, as its result or as the pid
-   of its struct. cffi's saved errno would not do: a signal handler may overwrite
-   it before Python reads it. */
+   of its struct. (An answer of 32 bits needs a wider result, such as int64_t.)
+   cffi's saved errno would not do: a signal handler may overwrite it before
+   Python reads it. */
 
 static int int_option(int fd, int option)
 {
@@ -196,8 +198,9 @@ static int has_peer(int fd)
 }
 
 /* Asks for a SO_PEER* option, and returns the answer's length or a negative
-   errno. The buffer starts as 0xff: bytes the kernel does not write must never
-   read as uid 0. */
+   errno. It may be shorter than the buffer: the caller must check that. The
+   buffer starts as 0xff: bytes the kernel does not write must never read as uid
+   0. */
 static int ask(int fd, int option, void *value, socklen_t size)
 {
     socklen_t length = size;
@@ -212,8 +215,11 @@ static int ask(int fd, int option, void *value, socklen_t size)
    the socket listen at any moment, unless it is connected. */
 static int ask_peer(int fd, int option, void *value, socklen_t size)
 {
-    int length = ask(fd, option, value, size), error = length < 0 ? 0 : has_peer(fd);
+    int error, length = ask(fd, option, value, size);
 
+    if (length < 0)
+        return length;
+    error = has_peer(fd);
     return error < 0 ? error : length;
 }
 

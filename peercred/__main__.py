@@ -16,7 +16,7 @@ def main() -> int:
         status = main()
     else:
         try:
-            status = peercred.read(-1).uid  # the error says why there is no answer
+            status = peercred.read(-1).uid  # always raises, and the error says why
         except peercred.UnsupportedError as error:
             sys.exit(f"peercred: {error.strerror}")
     return status

@@ -241,7 +241,11 @@ def _no_pidfd(payloads: dict[int, bytes], flags: int) -> OSError | None:
     """Why SCM_PIDFD is missing, or holds a negative errno."""
     payload = payloads.get(_SCM_PIDFD)
     if payload is None:
-        return OSError(EMSGSIZE, "attached descriptors took the pidfd's room") if flags & _CTRUNC else None
+        return (
+            OSError(EMSGSIZE, "no room for the pidfd: other control data, such as descriptors, took it")
+            if flags & _CTRUNC
+            else None
+        )
     errno = -int.from_bytes(payload, sys.byteorder, signed=True)
     if errno <= 0:
         return None

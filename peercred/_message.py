@@ -36,14 +36,16 @@ class Message:
         label: The security label of the process that made the sender's
             socket, without the NUL at the end of SELinux's. None if there
             is none.
-        flags: MSG_TRUNC (data was cut off), MSG_CTRUNC (descriptors were
-            attached and are lost), MSG_EOR, MSG_OOB.
+        flags: MSG_TRUNC (data was cut off), MSG_CTRUNC (control data was
+            lost: as a rule, descriptors that were attached), MSG_EOR,
+            MSG_OOB.
         address: The address that the sender's socket is bound to, or None.
         pidfd_error: An OSError that says why there is no pidfd, although it
             is enabled. EMFILE, ENFILE: the table of descriptors is full.
             ESRCH: the sender is gone, and the kernel can no longer refer to
-            it. EMSGSIZE: more than `max_fds` descriptors were attached, and
-            they took its room. None if the kernel vouches for nobody.
+            it. EMSGSIZE: there was no room for it, because more than
+            `max_fds` descriptors were attached, or because SO_TIMESTAMP or
+            the like is on. None if the kernel vouches for nobody.
     """
 
     data: bytes

@@ -71,7 +71,7 @@ def bound(server: socket.socket, address: bytes, mode: int) -> Iterator[None]:
     directory, name = os.path.split(address)
     os.chdir(directory or b".")  # and stay in it, whatever its path names later
     os.fchmod(server.fileno(), mode)  # bind(2) copies it, less the umask
-    bind(server, name or b".")
+    bind(server, name or b".")  # a path that ends in / is a directory: refused
     file = os.open(name, os.O_PATH | os.O_NOFOLLOW)
     try:
         known = os.fstat(file)
