@@ -97,3 +97,17 @@ def test_bytes_are_no_descriptors(pair, fds):
     """Bytes are an iterable of ints, but the error says what is expected."""
     with pytest.raises(TypeError, match=r"^fds must be an iterable of descriptors, not "):
         messages.send(pair[0], b"x", fds=fds)
+
+
+@pytest.mark.parametrize("number", [-1, 2**31, 2**64])
+def test_number_that_lies_about_its_size(pair, number):
+    """A descriptor is checked by its value, not by a subclass's operators."""
+
+    class Liar(int):
+        def __ge__(self, other):
+            return True
+
+        __lt__ = __le__ = __gt__ = __ge__
+
+    with pytest.raises(ValueError, match=f"none has the number {number}:"):
+        messages.send(pair[0], b"x", fds=[Liar(number)])
