@@ -112,12 +112,12 @@ def test_kernel_that_cannot_refuse_descriptors(run, fds):
     assert answer == ["None", f"{os.getuid()} 1"]
 
 
-def test_uninvited_descriptor_on_a_kernel_without_pidfds(run):
+def test_uninvited_descriptors_on_a_kernel_without_pidfds(run):
     """Where no pidfd can come, a message lacks none."""
     answer = run(
         "print(enable())",
         "messages.receive(receiver, 10)",
-        "messages.send(sender, b'y', fds=(0,))",
+        "messages.send(sender, b'y', fds=(0, 0))",
         "print(messages.receive(receiver, 10).pidfd_error)",
         LACKS=SO_PASSPIDFD,
     )
