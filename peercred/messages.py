@@ -210,11 +210,11 @@ def _buffers(data: Data) -> list[Buffer]:
     return [data]  # type: ignore[list-item]
 
 
-def _descriptors(fds: Iterable[int | HasFileno]) -> Iterator[int]:
+def _descriptors(fds: Iterable[Any]) -> Iterator[int]:
     if isinstance(fds, bytes | bytearray | memoryview):  # iterables of ints, but hardly of descriptors
         raise TypeError(f"fds must be an iterable of descriptors, not {fds!r}")
     for each in fds:
-        number: Any = each.fileno() if hasattr(each, "fileno") else each
+        number = each.fileno() if hasattr(each, "fileno") else each
         if not issubclass(type(number), int) or isinstance(number, bool):
             raise TypeError(f"fds must hold descriptors or objects with fileno(), not {each!r}")
         number = int.__index__(number)  # a subclass may compare as it likes
