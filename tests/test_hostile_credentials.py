@@ -45,7 +45,7 @@ def test_forged_by_root(ends):
     receiver, sender = ends
     messages.enable(receiver)
     with Child(lambda: None) as other:
-        for claim in ((os.getpid(), 1, 2), (other.pid, 4294967294, 0), (os.getppid(), 0, 4294967294)):
+        for claim in ((os.getpid(), 1, 2), (other.pid, 4294967294, 0), (other.pid, 0, 4294967294)):
             send_raw(sender, creds(*claim))
             assert messages.receive(receiver, 100).cred == Cred(*claim)
             send_raw(sender, own_creds() + rights(0) + creds(*claim))
