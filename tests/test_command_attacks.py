@@ -198,7 +198,8 @@ def test_limit_on_descriptors(spare):
     else:
         assert spare < 7
         assert (result.returncode, result.stdout) == (1, "")
-        assert re.fullmatch("peercred: Too many open files.*\n", result.stderr)
+        # It times out if the child is the one that has no descriptor left.
+        assert re.fullmatch("peercred: (Too many open files.*|timed out)\n", result.stderr)
 
 
 @needs_root
