@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parent.parent
 # They ask the kernel, or a fake one below the module, about each case.
-ABOUT = ["read", "no_peer", "messages*", "read_*", "open_pidfd", "zero", "allow_require", "own_descriptor"]
+ABOUT = ["read", "no_peer", "messages*", "read_*", "open_pidfd", "descriptor_zero", "allow_require", "own_descriptor"]
 ABOUT += [
     "not_a_socket",
     "other_families",

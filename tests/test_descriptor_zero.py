@@ -21,6 +21,28 @@ def is_open(fd):
     return os.path.exists(f"/proc/self/fd/{fd}")
 
 
+def test_socket():
+    """A socket with the number 0 is asked like any other."""
+
+    def ask():
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            return ours.fileno(), peercred.read(0).pid == peercred.read(ours).pid == os.getpid()
+
+    assert without_standard_input(ask) == (0, True)
+
+
+def test_require_beside_a_free_descriptor(pair):
+    """The descriptor that require() makes may be 0, and is closed."""
+
+    def ask():
+        groups = {os.getegid(), *os.getgroups()}
+        cred = peercred.AllowList(gids=groups).require(pair[0])
+        return cred.pid, is_open(0)
+
+    assert without_standard_input(ask) == (os.getpid(), False)
+
+
 @needs_pidfd
 def test_open_pidfd(pair):
     """A pidfd may have the number 0."""

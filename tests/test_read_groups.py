@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from peers import CLONE_NEWUSER, Child, connect, needs_namespaces, needs_root, overflow_ids, unshare
+from peers import CLONE_NEWUSER, Child, call, connect, needs_namespaces, needs_root, overflow_ids, unshare
 
 import peercred
 
@@ -103,3 +103,17 @@ def test_unmapped_groups(peer_as):
         theirs.send(b"y")
         _, overflow = overflow_ids()
         assert other.result() == (overflow, overflow, overflow, 5)
+
+
+def test_listener_without_groups():
+    """A listening socket has no peer, though the kernel says "no groups"."""
+
+    def ask():
+        os.setgroups([])
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("")
+            server.listen()
+            with pytest.raises(peercred.NoPeerError, match="listening"):
+                peercred.read_groups(server)
+
+    call(ask)
