@@ -100,41 +100,24 @@ SOURCE = """
 
 /* For headers that are older than the running kernel. MIPS, Alpha and PowerPC
    have the common numbers here. */
-#ifndef SO_PEERGROUPS
 #if defined(__hppa__)
-#define SO_PEERGROUPS 0x4034
+#define NUMBER(common, parisc, sparc) parisc
 #elif defined(__sparc__)
-#define SO_PEERGROUPS 61
+#define NUMBER(common, parisc, sparc) sparc
 #else
-#define SO_PEERGROUPS 59
+#define NUMBER(common, parisc, sparc) common
 #endif
+#ifndef SO_PEERGROUPS
+#define SO_PEERGROUPS NUMBER(59, 0x4034, 61)
 #endif
 #ifndef SO_PASSPIDFD
-#if defined(__hppa__)
-#define SO_PASSPIDFD 0x404A
-#elif defined(__sparc__)
-#define SO_PASSPIDFD 85
-#else
-#define SO_PASSPIDFD 76
-#endif
+#define SO_PASSPIDFD NUMBER(76, 0x404A, 85)
 #endif
 #ifndef SO_PEERPIDFD
-#if defined(__hppa__)
-#define SO_PEERPIDFD 0x404B
-#elif defined(__sparc__)
-#define SO_PEERPIDFD 86
-#else
-#define SO_PEERPIDFD 77
-#endif
+#define SO_PEERPIDFD NUMBER(77, 0x404B, 86)
 #endif
 #ifndef SO_PASSRIGHTS
-#if defined(__hppa__)
-#define SO_PASSRIGHTS 0x4051
-#elif defined(__sparc__)
-#define SO_PASSRIGHTS 0x5C
-#else
-#define SO_PASSRIGHTS 83
-#endif
+#define SO_PASSRIGHTS NUMBER(83, 0x4051, 0x5C)
 #endif
 #ifndef SCM_SECURITY
 #define SCM_SECURITY 3
@@ -150,10 +133,21 @@ SOURCE = """
 #define FDS_MAX 253
 #define LABEL_MAX 4096
 
-/* Keep the GIL, which cffi would release around every call. These calls never
-   block, as in CPython's socket.getsockopt, and to get the GIL back takes a
-   switch interval for each busy thread. A call that can block must release it
-   itself. */
+/* close(2) can block, so it releases the GIL. (PyPy has released it.) */
+static void close_without_gil(int fd)
+{
+#if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
+    Py_BEGIN_ALLOW_THREADS
+    close(fd);
+    Py_END_ALLOW_THREADS
+#else
+    close(fd);
+#endif
+}
+
+/* All else keeps the GIL, which cffi would release around every call. These
+   calls never block, as in CPython's socket.getsockopt, and to get the GIL back
+   takes a switch interval for each busy thread. */
 #undef Py_BEGIN_ALLOW_THREADS
 #undef Py_END_ALLOW_THREADS
 #define Py_BEGIN_ALLOW_THREADS {
@@ -164,14 +158,27 @@ SOURCE = """
    cffi's saved errno would not do: a signal handler may overwrite it before
    Python reads it. */
 
+/* Asks for an option, and returns the answer's length or a negative errno. It
+   may be shorter than the buffer: the caller must check that. The buffer starts
+   as 0xff: bytes the kernel does not write must never read as uid 0. */
+static int ask(int fd, int option, void *value, socklen_t size)
+{
+    socklen_t length = size;
+
+    memset(value, 0xff, size);
+    if (getsockopt(fd, SOL_SOCKET, option, value, &length) != 0)
+        return -errno;
+    return length <= size ? (int)length : -EPROTO;
+}
+
+/* The value of an option that is a number from 0 up, or a negative errno. */
 static int int_option(int fd, int option)
 {
-    int value = -1;
-    socklen_t length = sizeof value;
+    int value, length = ask(fd, option, &value, sizeof value);
 
-    if (getsockopt(fd, SOL_SOCKET, option, &value, &length) != 0)
-        return -errno;
-    return length == sizeof value && value >= 0 ? value : -EPROTO;
+    if (length < 0)
+        return length;
+    return length == (int)sizeof value && value >= 0 ? value : -EPROTO;
 }
 
 /* Is the socket connected, to one Unix socket? 0, or a negative errno.
@@ -197,22 +204,8 @@ static int has_peer(int fd)
     return type == SOCK_DGRAM ? -ENOTCONN : type < 0 ? type : 0;
 }
 
-/* Asks for a SO_PEER* option, and returns the answer's length or a negative
-   errno. It may be shorter than the buffer: the caller must check that. The
-   buffer starts as 0xff: bytes the kernel does not write must never read as uid
-   0. */
-static int ask(int fd, int option, void *value, socklen_t size)
-{
-    socklen_t length = size;
-
-    memset(value, 0xff, size);
-    if (getsockopt(fd, SOL_SOCKET, option, value, &length) != 0)
-        return -errno;
-    return length <= size ? (int)length : -EPROTO;
-}
-
-/* The same, if the socket has a peer. Look for the peer last: a thread can make
-   the socket listen at any moment, unless it is connected. */
+/* The same as ask(), if the socket has a peer. Look for the peer last: a thread
+   can make the socket listen at any moment, unless it is connected. */
 static int ask_peer(int fd, int option, void *value, socklen_t size)
 {
     int error, length = ask(fd, option, value, size);
@@ -272,8 +265,8 @@ struct peer {
 };
 
 /* Credentials and groups of one peer. Another thread may replace the descriptor
-   at any moment, so ask a duplicate of our own. Closing it can block, if it has
-   become the last descriptor of its socket, so release the GIL. */
+   at any moment, so ask a duplicate of our own. By the time it is closed, it may
+   be the last descriptor of its socket. */
 static struct peer peercred_and_groups(int fd, gid_t *gids, int count)
 {
     int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
@@ -283,13 +276,7 @@ static struct peer peercred_and_groups(int fd, gid_t *gids, int count)
     if (own < 0)
         return peer;
     peer.groups = number_of_groups(ask(own, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
-#if defined(Py_PYTHON_H) && !defined(PYPY_VERSION) /* PyPy has released it */
-    PyThreadState *state = PyEval_SaveThread();
-#endif
-    close(own);
-#if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
-    PyEval_RestoreThread(state);
-#endif
+    close_without_gil(own);
     return peer;
 }
 
@@ -298,23 +285,19 @@ static int peersec(int fd, char *label, socklen_t size)
     return ask_peer(fd, SO_PEERSEC, label, size);
 }
 
-/* A new descriptor, or a negative errno. With a smaller size, the kernel would
-   make a descriptor and cut off its number. */
+/* A new descriptor, or a negative errno. With less room than an int, the kernel
+   would make a descriptor and cut off its number. */
 static int peerpidfd(int fd)
 {
-    int error, pidfd = -1;
-    socklen_t length = sizeof pidfd;
+    int error, pidfd = int_option(fd, SO_PEERPIDFD);
 
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &length) != 0)
-        return -errno;
-    if (length != sizeof pidfd || pidfd < 0)
-        return -EPROTO;
+    if (pidfd < 0)
+        return pidfd;
     error = has_peer(fd);
-    if (error != 0) {
-        close(pidfd); /* a listening socket gave one of this process */
-        return error;
-    }
-    return pidfd;
+    if (error == 0)
+        return pidfd;
+    close(pidfd); /* a listening socket gave one of this process */
+    return error;
 }
 
 /* What comes with a message, a bit for each option. */
