@@ -22,33 +22,6 @@ class _FFI(Protocol):
     def unpack(self, cdata: Any, length: int, /) -> Any: ...
 
 class _Lib(Protocol):
-    AF_UNIX: int
-    FDS_MAX: int
-    GROUPS_MAX: int
-    LABEL_MAX: int
-    MSG_CMSG_CLOEXEC: int
-    MSG_CTRUNC: int
-    PASS_CREDS: int
-    PASS_FDS: int
-    PASS_LABEL: int
-    PASS_PIDFD: int
-    SCM_CREDENTIALS: int
-    SCM_PIDFD: int
-    SCM_RIGHTS: int
-    SCM_SECURITY: int
-    SOCK_DGRAM: int
-    SOCK_STREAM: int
-    SOL_SOCKET: int
-    SO_ACCEPTCONN: int
-    SO_DOMAIN: int
-    SO_PASSCRED: int
-    SO_PASSPIDFD: int
-    SO_PASSRIGHTS: int
-    SO_PASSSEC: int
-    SO_PEERGROUPS: int
-    SO_PEERPIDFD: int
-    SO_TYPE: int
-
     def getsockopt(self, sockfd: int, level: int, optname: int, optval: Any, optlen: Any, /) -> int: ...
     def int_option(self, fd: int, option: int, /) -> int: ...
     def passing(self, fd: int, bits: int, /) -> int: ...
@@ -60,6 +33,7 @@ class _Lib(Protocol):
     def room(self, passing: int, fds: int, /) -> int: ...
     def set_passing(self, fd: int, wanted: int, /) -> int: ...
     def unpack_ucred(self, payload: bytes, length: int, /) -> _Ucred: ...
+    def __getattr__(self, name: str, /) -> int: ...  # each #define
 
 ffi: _FFI
 lib: _Lib
