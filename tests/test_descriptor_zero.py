@@ -55,6 +55,18 @@ def test_open_pidfd(pair):
 
 
 @needs_pidfd
+def test_open_pidfd_of_a_listening_socket(server):
+    """A pidfd with the number 0 is closed if there is no peer."""
+
+    def refused():
+        with pytest.raises(peercred.NoPeerError):
+            peercred.open_pidfd(server)
+        return is_open(0)
+
+    assert without_standard_input(refused) is False
+
+
+@needs_pidfd
 def test_pidfd_of_a_message(datagrams):
     """A message owns and closes a pidfd with the number 0."""
     receiver, sender = datagrams
