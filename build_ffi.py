@@ -83,9 +83,9 @@ DECLARATIONS = """
     static int peerpidfd(int fd);
     static int int_option(int fd, int option);
 
-    static int passing(int fd, int bits);
-    static int set_passing(int fd, int wanted);
-    static int room(int passing, int fds);
+    static int enabled(int fd, int options);
+    static int set_enabled(int fd, int options);
+    static int control_size(int options, int fds);
     static struct ucred unpack_ucred(const char *payload, size_t length);
 """
 
@@ -300,7 +300,7 @@ static int peerpidfd(int fd)
     return error;
 }
 
-/* What comes with a message, a bit for each option. */
+/* What may come with a message: a bit for each option. */
 #define PASS_CREDS 1
 #define PASS_PIDFD 2
 #define PASS_LABEL 4
@@ -316,18 +316,18 @@ static const struct {
 };
 #define PASS_OPTIONS (int)(sizeof pass_options / sizeof *pass_options)
 
-/* Which of these bits are on, or a negative errno. Up to Linux 6.12, sockets of
+/* Which of these options are on, or a negative errno. Up to Linux 6.12, sockets of
    other families have SO_PASSCRED too, without any effect. */
-static int passing(int fd, int bits)
+static int enabled(int fd, int options)
 {
-    int i, on, mask = 0, family = int_option(fd, SO_DOMAIN);
+    int i, on, bits = 0, family = int_option(fd, SO_DOMAIN);
 
     if (family < 0)
         return family;
     if (family != AF_UNIX)
         return -EAFNOSUPPORT;
     for (i = 0; i < PASS_OPTIONS; i++) {
-        if ((bits & pass_options[i].bit) == 0)
+        if ((options & pass_options[i].bit) == 0)
             continue;
         on = int_option(fd, pass_options[i].option);
         if (on == -ENOPROTOOPT)
@@ -335,14 +335,14 @@ static int passing(int fd, int bits)
         if (on < 0)
             return on;
         if (on)
-            mask |= pass_options[i].bit;
+            bits |= pass_options[i].bit;
     }
-    return mask;
+    return bits;
 }
 
-static int set_option(int fd, int i, int mask)
+static int set_option(int fd, int i, int options)
 {
-    int on = (mask & pass_options[i].bit) != 0;
+    int on = (options & pass_options[i].bit) != 0;
 
     if (setsockopt(fd, SOL_SOCKET, pass_options[i].option, &on, sizeof on) == 0)
         return 0;
@@ -350,16 +350,16 @@ static int set_option(int fd, int i, int mask)
     return errno == ENOPROTOOPT && (!on || pass_options[i].without) ? 0 : -errno;
 }
 
-/* Turns every option on or off, as the bits say. After an error, all are as
-   before. Returns 0 or a negative errno. */
-static int set_passing(int fd, int wanted)
+/* Turns these options on, and the others off. After an error, all are as they
+   were. Returns 0 or a negative errno. */
+static int set_enabled(int fd, int options)
 {
-    int i, error, before = passing(fd, ~0);
+    int i, error, before = enabled(fd, ~0);
 
     if (before < 0)
         return before;
     for (i = 0; i < PASS_OPTIONS; i++) {
-        error = set_option(fd, i, wanted);
+        error = set_option(fd, i, options);
         if (error != 0) {
             while (i-- > 0)
                 set_option(fd, i, before);
@@ -369,20 +369,20 @@ static int set_passing(int fd, int wanted)
     return 0;
 }
 
-/* Bytes of control data for a message with this many descriptors. The kernel
-   puts the pidfd last. The last item gets no padding, because CMSG_SPACE of one
+/* The room that a message's control data takes, with as many descriptors. The
+   kernel puts the pidfd last. The last item gets no padding, because CMSG_SPACE of one
    descriptor has room for two. */
-static int room(int passing, int fds)
+static int control_size(int options, int fds)
 {
     size_t size = 0, attached = (size_t)fds * sizeof(int);
 
-    if (passing & PASS_CREDS)
+    if (options & PASS_CREDS)
         size += CMSG_SPACE(sizeof(struct ucred));
-    if (passing & PASS_LABEL)
+    if (options & PASS_LABEL)
         size += CMSG_SPACE(LABEL_MAX);
     if (fds > 0)
-        size += passing & PASS_PIDFD ? CMSG_SPACE(attached) : CMSG_LEN(attached);
-    if (passing & PASS_PIDFD)
+        size += options & PASS_PIDFD ? CMSG_SPACE(attached) : CMSG_LEN(attached);
+    if (options & PASS_PIDFD)
         size += CMSG_LEN(sizeof(int));
     return (int)size;
 }

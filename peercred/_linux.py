@@ -28,30 +28,17 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Bound once, because looking up an attribute of lib or ffi takes 50 ns.
-_peercred, _peergroups, _peerpidfd = lib.peercred, lib.peergroups, lib.peerpidfd
-_peercred_and_groups, _unpack = lib.peercred_and_groups, ffi.unpack
+_peercred, _peercred_and_groups, _unpack = lib.peercred, lib.peercred_and_groups, ffi.unpack
 _new = ffi.new_allocator(should_clear_after_alloc=False)  # C fills it
-# Room for gids: enough for nearly every process, and enough for all.
-_FEW, _ALL = 64, lib.GROUPS_MAX
-_FEW_GIDS, _ALL_GIDS = ffi.typeof(f"gid_t[{_FEW}]"), ffi.typeof(f"gid_t[{_ALL}]")
+_gids, _chars = ffi.typeof("gid_t[]"), ffi.typeof("char[]")
+
+_FEW = 64  # groups: no more, as a rule, and at most GROUPS_MAX
+_SHORT, _LONG = 256, 2**20  # bytes of a label: the usual, and far more than any
 
 # Fill a Cred's slots directly. Its constructor takes far longer, and would
 # check again what C has checked.
 _new_object = object.__new__
 _set_pid, _set_uid, _set_gid = (vars(Cred)[name].__set__ for name in ("pid", "uid", "gid"))
-
-
-def peercred(fd: int) -> Cred:
-    """SO_PEERCRED."""
-    ucred = _peercred(fd)
-    pid = ucred.pid
-    if pid < 0:
-        raise error(fd, pid, "SO_PEERCRED")
-    cred = _new_object(Cred)  # the same as cred_of(), because a call less saves 4 %
-    _set_pid(cred, pid or None)
-    _set_uid(cred, ucred.uid)
-    _set_gid(cred, ucred.gid)
-    return cred
 
 
 def cred_of(ucred: Any) -> Cred | None:
@@ -66,15 +53,24 @@ def cred_of(ucred: Any) -> Cred | None:
     return cred
 
 
+def peercred(fd: int) -> Cred:
+    """SO_PEERCRED."""
+    ucred = _peercred(fd)
+    cred = cred_of(ucred)
+    if cred is None:
+        raise error(fd, ucred.pid, "SO_PEERCRED")
+    return cred
+
+
 def peergroups(fd: int) -> tuple[int, ...]:
     """SO_PEERGROUPS."""
-    gids, room = _new(_FEW_GIDS), _FEW
-    count = _peergroups(fd, gids, room)
+    gids = _new(_gids, _FEW)
+    count = lib.peergroups(fd, gids, _FEW)
     if count == -ERANGE:
-        gids, room = _new(_ALL_GIDS), _ALL
-        count = _peergroups(fd, gids, room)
+        gids = _new(_gids, lib.GROUPS_MAX)
+        count = lib.peergroups(fd, gids, lib.GROUPS_MAX)
     if count < 0:
-        raise _refusal(fd, count, "SO_PEERGROUPS")
+        raise _peer_error(fd, count, "SO_PEERGROUPS")
     return tuple(_unpack(gids, count))
 
 
@@ -83,32 +79,28 @@ def peercred_and_groups(fd: int) -> tuple[Cred, tuple[int, ...], OSError | None]
 
     If the groups cannot be read, they are empty and the error says why.
     """
-    gids = _new(_FEW_GIDS)
+    gids = _new(_gids, _FEW)
     peer = _peercred_and_groups(fd, gids, _FEW)
-    count = peer.groups
-    if count == -ERANGE:
-        gids = _new(_ALL_GIDS)
-        peer = _peercred_and_groups(fd, gids, _ALL)
-        count = peer.groups
-    cred = cred_of(peer)
+    if peer.groups == -ERANGE:
+        gids = _new(_gids, lib.GROUPS_MAX)
+        peer = _peercred_and_groups(fd, gids, lib.GROUPS_MAX)
+    cred, count = cred_of(peer), peer.groups
     if cred is None:
         raise error(fd, peer.pid, "SO_PEERCRED")
     if count < 0:
-        return cred, (), _refusal(fd, count, "SO_PEERGROUPS")
+        return cred, (), _peer_error(fd, count, "SO_PEERGROUPS")
     return cred, tuple(_unpack(gids, count)), None
 
 
 def peersec(fd: int) -> bytes:
     """SO_PEERSEC."""
-    size = 256  # enough for nearly every label
-    chars = _new("char[]", size)
-    length = lib.peersec(fd, chars, size)
+    chars = _new(_chars, _SHORT)
+    length = lib.peersec(fd, chars, _SHORT)
     if length == -ERANGE:
-        size = 2**20  # far more than any security module uses
-        chars = _new("char[]", size)
-        length = lib.peersec(fd, chars, size)
+        chars = _new(_chars, _LONG)
+        length = lib.peersec(fd, chars, _LONG)
     if length < 0:
-        raise _refusal(fd, length, "SO_PEERSEC")
+        raise _peer_error(fd, length, "SO_PEERSEC")
     label: bytes = _unpack(chars, length).removesuffix(b"\0")
     if not label:
         raise OSError(ENODATA, "the security module has recorded an empty label")
@@ -118,14 +110,14 @@ def peersec(fd: int) -> bytes:
 def peerpidfd(fd: int, opened: list[int]) -> None:
     """SO_PEERPIDFD. The new descriptor is put into the list, which owns it."""
     # map() puts it into the list before a signal handler can raise.
-    opened.extend(map(_peerpidfd, (fd,)))
+    opened.extend(map(lib.peerpidfd, (fd,)))
     if opened[0] < 0:
         result = opened.pop()
         if result == -EINVAL:
             raise ProcessLookupError(
                 ESRCH, "the peer is gone, and this kernel can no longer identify it (Linux 6.16 can)"
             )
-        raise _refusal(fd, result, "SO_PEERPIDFD")
+        raise _peer_error(fd, result, "SO_PEERPIDFD")
 
 
 def overflow_ids() -> tuple[int, int]:
@@ -169,6 +161,15 @@ def error(fd: int, result: int, option: str) -> OSError:
     return OSError(errno, f"{os.strerror(errno)}: {option} of descriptor {fd}")
 
 
+def _peer_error(fd: int, result: int, option: str) -> OSError:
+    """The same, for an option that also fails because there is no peer.
+
+    Its own errno would not say so, but SO_PEERCRED's does.
+    """
+    pid = _peercred(fd).pid
+    return error(fd, pid, "SO_PEERCRED") if pid < 0 else error(fd, result, option)
+
+
 def _why_no_peer(fd: int) -> str:
     if lib.int_option(fd, lib.SO_ACCEPTCONN) == 1:
         return "a listening socket: pass the connection that accept() returns"
@@ -178,9 +179,3 @@ def _why_no_peer(fd: int) -> str:
             "come with each message"
         )
     return "not connected: connect it, or pass what accept() returns"
-
-
-def _refusal(fd: int, result: int, option: str) -> OSError:
-    """Like error(), but if SO_PEERCRED fails as well, that error."""
-    cred = _peercred(fd)
-    return error(fd, cred.pid, "SO_PEERCRED") if cred.pid < 0 else error(fd, result, option)

@@ -45,11 +45,10 @@ Control: TypeAlias = list[tuple[int, int, bytes]]
 Received: TypeAlias = tuple[bytes, Control, int, Any]
 
 # Bound once, because looking up an attribute of lib takes 50 ns.
-_passing, _room, _unpack_ucred = lib.passing, lib.room, lib.unpack_ucred
+_enabled, _control_size, _unpack_ucred = lib.enabled, lib.control_size, lib.unpack_ucred
 _CREDS, _PIDFD, _LABEL, _FDS = lib.PASS_CREDS, lib.PASS_PIDFD, lib.PASS_LABEL, lib.PASS_FDS
 _FDS_MAX, _LABEL_MAX = lib.FDS_MAX, lib.LABEL_MAX
-_STAMPS = _CREDS | _PIDFD | _LABEL
-_ROOM = [_room(passing, 0) for passing in range(_STAMPS + 1)]
+_SENDER = _CREDS | _PIDFD | _LABEL  # what tells about the sender
 _SOL_SOCKET, _CLOEXEC, _CTRUNC = lib.SOL_SOCKET, lib.MSG_CMSG_CLOEXEC, lib.MSG_CTRUNC
 _SCM_CREDENTIALS, _SCM_SECURITY = lib.SCM_CREDENTIALS, lib.SCM_SECURITY
 _SCM_PIDFD, _SCM_RIGHTS = lib.SCM_PIDFD, lib.SCM_RIGHTS
@@ -73,7 +72,7 @@ def enable(sock: socket.socket, creds: bool, pidfd: bool, label: bool, fds: bool
     if label and not creds and not pidfd and _is_stream(fd):
         raise ValueError("on a stream socket, the kernel sends a label only with creds or pidfd: enable one of them")
     wanted = creds * _CREDS | pidfd * _PIDFD | label * _LABEL | fds * _FDS
-    result = lib.set_passing(fd, wanted)
+    result = lib.set_enabled(fd, wanted)
     if result < 0:
         names = [name for name, (bit, _) in _OPTIONS.items() if wanted & bit]
         lacking = [name for name in names if lib.int_option(fd, _OPTIONS[name][1]) == -ENOPROTOOPT]
@@ -87,18 +86,18 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
         max_fds = index(max_fds)
     if not 0 <= max_fds <= _FDS_MAX:
         raise ValueError(f"max_fds must be from 0 to {_FDS_MAX} (the kernel's limit), not {max_fds}")
-    passing = _passing(fd, _STAMPS)
-    if passing < 0:
-        raise error(fd, passing, "SO_PASSCRED")
+    enabled = _enabled(fd, _SENDER)
+    if enabled < 0:
+        raise error(fd, enabled, "SO_PASSCRED")
     # No more room than needed: stray descriptors that get in fill the table,
     # and closing one can block.
-    room = _room(passing, max_fds) if max_fds else _ROOM[passing]
+    size = _control_size(enabled, max_fds)
     received: list[Received] = []
     owned = None
     try:
         # By way of map() it is in the list before a signal handler can raise.
         try:
-            received.extend(map(sock.recvmsg, (bufsize,), (room,), (index(flags) | _CLOEXEC,)))
+            received.extend(map(sock.recvmsg, (bufsize,), (size,), (index(flags) | _CLOEXEC,)))
         except OverflowError as failure:
             raise ValueError(f"bufsize or flags is out of range: {failure}") from failure
         data, control, got, address = received[0]
@@ -108,7 +107,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
             # Only now, when `owned` has them, so that they are closed below.
             for each in owned:
                 each.keep()
-        cred, label = _sender(fd, data, payloads, got, passing)
+        cred, label = _sender(fd, data, payloads, got, enabled)
         fields = {"data": data, "cred": cred, "label": label, "flags": got & ~_CLOEXEC, "address": address}
         if owned:
             pidfd, fds, strays = owned
@@ -116,7 +115,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
             if strays is not NOTHING:
                 strays.close()
                 fields["flags"] |= _CTRUNC
-        if passing & _PIDFD:
+        if enabled & _PIDFD:
             fields["pidfd_error"] = _no_pidfd(payloads, got)
         message = _new_object(Message)
         _set_fields(message, fields)
@@ -209,17 +208,19 @@ def _ints(payload: bytes) -> list[int]:
 
 
 def _sender(
-    fd: int, data: bytes, payloads: dict[int, bytes], flags: int, passing: int
+    fd: int, data: bytes, payloads: dict[int, bytes], flags: int, enabled: int
 ) -> tuple[Cred | None, bytes | None]:
     """The sender according to SCM_CREDENTIALS, and the label (SCM_SECURITY)."""
-    stamp, label = payloads.get(_SCM_CREDENTIALS), payloads.get(_SCM_SECURITY)
+    ucred_bytes, label = payloads.get(_SCM_CREDENTIALS), payloads.get(_SCM_SECURITY)
     cred = None
-    if stamp is not None:
-        ucred = _unpack_ucred(stamp, len(stamp))
+    if ucred_bytes is not None:
+        ucred = _unpack_ucred(ucred_bytes, len(ucred_bytes))
         cred = cred_of(ucred)
         if cred is None and ucred.pid != -ENODATA:
             raise _cut_off()
-    if flags & _CTRUNC and ((stamp is None and passing & _CREDS) or (label is not None and len(label) >= _LABEL_MAX)):
+    if flags & _CTRUNC and (
+        (ucred_bytes is None and enabled & _CREDS) or (label is not None and len(label) >= _LABEL_MAX)
+    ):
         raise _cut_off()
     if cred is None or cred.pid is None:
         if not data and _is_stream(fd):  # the end of the stream, which comes as pid 0, uid 0
