@@ -11,7 +11,6 @@ import socket
 import sys
 from array import array
 from errno import (
-    EAFNOSUPPORT,
     EBADF,
     EINVAL,
     EMSGSIZE,
@@ -258,7 +257,7 @@ def _no_pidfd(payloads: dict[int, bytes], flags: int) -> OSError | None:
 
 
 def _is_stream(fd: int) -> bool:
-    family = lib.int_option(fd, lib.SO_DOMAIN)
-    if family != lib.AF_UNIX:
-        raise error(fd, min(family, 0) or -EAFNOSUPPORT, "SO_DOMAIN")
+    result = _enabled(fd, 0)  # refuses what is not a Unix socket
+    if result < 0:
+        raise error(fd, result, "SO_DOMAIN")
     return lib.int_option(fd, lib.SO_TYPE) == lib.SOCK_STREAM
