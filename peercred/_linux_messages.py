@@ -21,7 +21,6 @@ from errno import (
     ETOOMANYREFS,
 )
 from itertools import islice
-from operator import index
 from typing import Any, TypeAlias
 
 from ._cred import Cred
@@ -81,8 +80,6 @@ def enable(sock: socket.socket, creds: bool, pidfd: bool, label: bool, fds: bool
 def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Message:
     """recvmsg(2)."""
     fd = _fileno(sock)
-    if type(max_fds) is not int:
-        max_fds = index(max_fds)
     if not 0 <= max_fds <= _FDS_MAX:
         raise ValueError(f"max_fds must be from 0 to {_FDS_MAX} (the kernel's limit), not {max_fds}")
     enabled = _enabled(fd, _SENDER)
@@ -96,7 +93,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
     try:
         # By way of map() it is in the list before a signal handler can raise.
         try:
-            received.extend(map(sock.recvmsg, (bufsize,), (size,), (index(flags) | _CLOEXEC,)))
+            received.extend(map(sock.recvmsg, (bufsize,), (size,), (flags | _CLOEXEC,)))
         except OverflowError as failure:
             raise ValueError(f"bufsize or flags is out of range: {failure}") from failure
         data, control, got, address = received[0]

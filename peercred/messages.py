@@ -38,6 +38,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from operator import index
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._cred import Cred
@@ -141,7 +142,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int = 0, *, max_fds: int =
     References:
         unix(7), recv(2), cmsg(3). Linux 2.2 and later.
     """
-    return kernel.receive(sock, bufsize, flags, max_fds)
+    return kernel.receive(sock, bufsize, index(flags), index(max_fds))
 
 
 def send(
