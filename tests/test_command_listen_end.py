@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import socket
 import termios
 
 import pytest
@@ -23,7 +24,7 @@ from command import (
 )
 from peers import connect, needs_cpython
 
-from peercred._command.listen import Signals
+from peercred._command.listen import Signals, show_clients
 
 
 @pytest.mark.parametrize("number", ENDING)
@@ -50,48 +51,31 @@ def test_signal_that_is_ignored_stays_ignored(door):
 
 @pytest.fixture
 def blocked(door):
-    """The command as it waits to write a line, and the pipe's other end."""
+    """The command as it waits to write a line."""
     reader, writer = full_pipe()
-    with listening(door, stdout=writer) as command, open(reader, "rb") as output:
+    with listening(door, stdout=writer) as command, open(reader, "rb"):
         os.close(writer)
         wait_until_asleep(command)
-        yield command, output
+        yield command
 
 
 @pytest.mark.parametrize("number", ENDING)
 def test_signal_while_the_output_blocks(door, blocked, number):
-    """After the first signal, the command still writes its line."""
-    command, output = blocked
-    command.send_signal(number)
-    written = output.read()
-    assert ended_by(command, number)
-    assert written.lstrip(b"-").count(b"\n") == 1
-    assert command.stderr.read() == ""
+    """A signal ends the command although nobody reads its output."""
+    blocked.send_signal(number)
+    assert ended_by(blocked, number)
+    assert blocked.stderr.read() == ""
     assert not door.exists()
 
 
-@pytest.mark.parametrize("number", ENDING)
-def test_second_signal_while_the_output_blocks(door, blocked, number):
-    """A second signal ends the command although nobody reads its output."""
-    command, _ = blocked
-    command.send_signal(number)
-    other = ENDING[ENDING.index(number) - 1]  # two of the same number could merge into one
-    command.send_signal(other)
-    assert command.wait() in (128 + number, 128 + other)  # whichever the kernel delivers last
-    assert command.stderr.read() == ""
-    assert not door.exists()
-
-
-def test_second_signal_while_the_terminal_is_stopped(door):
-    """A second signal ends the command although Ctrl-S stops the terminal."""
+def test_signal_while_the_terminal_is_stopped(door):
+    """A signal ends the command although Ctrl-S stops the terminal."""
     ours, theirs = pty.openpty()
     termios.tcflow(theirs, termios.TCOOFF)
     with started("--listen", str(door), stdout=theirs) as command:
         wait_until(lambda: can_connect(door))
         wait_until_asleep(command)
-        command.send_signal(signal.SIGINT)
-        command.send_signal(signal.SIGTERM)
-        assert command.wait() in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+        terminate(command)
         assert command.stderr.read() == ""
     os.close(ours)
     os.close(theirs)
@@ -121,27 +105,31 @@ def test_reader_that_has_gone(door):
 
 
 def test_signals_are_restored(place, in_process):
-    """When the command ends, signals do what they do by default.
-
-    No signal is written to a descriptor that is closed by then.
-    """
+    """When the command ends, signals do what they do by default."""
     in_process("--listen", str(place / "missing" / "door"))
-    assert signal.set_wakeup_fd(-1) == -1
     assert [signal.getsignal(number) for number in ENDING] == [signal.SIG_DFL] * len(ENDING)
 
 
-def test_only_the_second_signal_interrupts():
-    """Only the second signal interrupts, and it interrupts only output."""
+def test_only_one_signal_interrupts():
+    """The first signal that may interrupt does, and no other one after it."""
     signals = Signals()
-    with pytest.raises(KeyboardInterrupt), signals.may_interrupt():
-        signals(signal.SIGINT, None)
-        assert signals.received == signal.SIGINT
-        try:
-            signals(signal.SIGTERM, None)
-        finally:
-            signals(signal.SIGHUP, None)
     signals(signal.SIGINT, None)
-    outside = Signals()
-    outside(signal.SIGTERM, None)
-    outside(signal.SIGTERM, None)
-    assert outside.received == signal.SIGTERM
+    signals.may_raise = True
+    with pytest.raises(KeyboardInterrupt):
+        signals(signal.SIGTERM, None)
+    signals(signal.SIGHUP, None)
+    assert signals.received == signal.SIGINT
+
+
+def test_waiting_goes_on():
+    """Nobody has come for a second: the command waits on, and sees signals."""
+    waits = iter([TimeoutError("timed out"), TimeoutError("timed out"), KeyboardInterrupt])
+
+    class Server(socket.socket):
+        def accept(self):
+            assert self.gettimeout() == 1
+            raise next(waits)
+
+    with Server(socket.AF_UNIX) as server, pytest.raises(KeyboardInterrupt):
+        show_clients(server, as_json=True)
+    assert list(waits) == []

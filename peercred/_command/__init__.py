@@ -1,10 +1,9 @@
 """The command line: its options, its three modes, and its exit code."""
-# ruff: noqa: E402
 
 import sys
 
 # Type checkers skip the rest on other platforms.
-assert sys.platform == "linux"  # noqa: S101
+assert sys.platform == "linux"
 
 import argparse
 import contextlib

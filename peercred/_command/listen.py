@@ -1,17 +1,15 @@
 """`peercred --listen`: make a socket, and show everyone who connects to it."""
-# ruff: noqa: E402
 
 import sys
 
 # Type checkers skip the rest on other platforms.
-assert sys.platform == "linux"  # noqa: S101
+assert sys.platform == "linux"
 
 import contextlib
 import errno
-import select
 import signal
 import socket
-from collections.abc import Iterator
+import time
 from types import FrameType
 
 from .output import complain, show_row, write_head
@@ -22,40 +20,26 @@ LIMITS = {errno.EMFILE: "`ulimit -n`", errno.ENFILE: "`sysctl fs.file-max`"}
 
 
 class Signals:
-    """The first signal asks for the end. During output, a second forces it.
+    """Remembers the first signal, and raises KeyboardInterrupt if it may.
 
-    The first one raises no exception, which could strike anywhere. It is seen
-    where the next client is awaited. The second one raises KeyboardInterrupt,
-    because output can block for ever. The clean-up is never interrupted.
+    It may while clients are shown, so that nothing holds the end up: output can
+    block for ever. To make the socket and to remove it is never interrupted.
     """
 
-    received = 0  # the number of the last one
-    during_output = False
+    received = 0  # the first one's number
+    may_raise = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        forced = self.received and self.during_output
-        self.received = number
-        if forced:
-            self.during_output = False
+        self.received = self.received or number
+        if self.may_raise:
+            self.may_raise = False
             raise KeyboardInterrupt
-
-    @contextlib.contextmanager
-    def may_interrupt(self) -> Iterator[None]:
-        self.during_output = True
-        try:
-            yield
-        finally:
-            self.during_output = False
 
 
 def listen(address: bytes, mode: int, as_json: bool) -> int:
     """Listen and show clients until a signal comes. Return its number."""
     signals = Signals()
-    stop, wake = socket.socketpair()
-    with contextlib.suppress(KeyboardInterrupt), stop, wake, contextlib.ExitStack() as cleanup:
-        wake.setblocking(False)
-        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-        cleanup.callback(signal.set_wakeup_fd, -1)
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as cleanup:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, signals)
@@ -65,34 +49,31 @@ def listen(address: bytes, mode: int, as_json: bool) -> int:
         server = cleanup.enter_context(unix_socket())
         cleanup.enter_context(bound(server, address, mode))
         server.listen()
-        with signals.may_interrupt():
-            write_head(as_json)
-        while not signals.received:
-            if server.fileno() in readable(server, stop):
-                with signals.may_interrupt():
-                    shown = show_client(server, as_json)
-                if not shown:
-                    readable(stop, timeout=1000)
+        try:
+            signals.may_raise = True
+            if not signals.received:
+                show_clients(server, as_json)
+        finally:
+            signals.may_raise = False
     return signals.received
 
 
-def show_client(server: socket.socket, as_json: bool) -> bool:
-    """Show who has connected. False if there is no descriptor left for that."""
-    try:
-        with server.accept()[0] as conn:
-            peer = peer_of(conn)
-    except OSError as error:
-        if error.errno not in LIMITS:
-            raise
-        complain(f"{error.strerror}: cannot show a client. Trying again in a second; raise {LIMITS[error.errno]}.")
-        return False
-    show_row(peer, as_json)
-    return True
-
-
-def readable(*socks: socket.socket, timeout: int | None = None) -> list[int]:
-    """Wait for sockets, at most so many milliseconds. Which can be read?"""
-    poll = select.poll()  # select(2) cannot take a descriptor above 1023
-    for sock in socks:
-        poll.register(sock, select.POLLIN)
-    return [descriptor for descriptor, _ in poll.poll(timeout)]
+def show_clients(server: socket.socket, as_json: bool) -> None:
+    """Show everyone who connects, until there is an exception."""
+    # A signal that comes just before accept(2) is seen when accept(2) returns.
+    server.settimeout(1)
+    write_head(as_json)
+    while True:
+        try:
+            with server.accept()[0] as conn:
+                peer = peer_of(conn)
+        except TimeoutError:
+            continue
+        except OSError as error:
+            if error.errno not in LIMITS:
+                raise
+            limit = LIMITS[error.errno]
+            complain(f"{error.strerror}: cannot show a client. Trying again in a second; raise {limit}.")
+            time.sleep(1)
+        else:
+            show_row(peer, as_json)

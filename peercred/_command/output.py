@@ -1,10 +1,9 @@
 """What the command writes: peers, as text or JSON, and what went wrong."""
-# ruff: noqa: E402
 
 import sys
 
 # Type checkers skip the rest on other platforms.
-assert sys.platform == "linux"  # noqa: S101
+assert sys.platform == "linux"
 
 import contextlib
 import grp

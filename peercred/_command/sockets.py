@@ -14,7 +14,7 @@ from pathlib import Path
 from peercred import messages
 
 # Type checkers skip the rest on other platforms.
-assert sys.platform == "linux"  # noqa: S101
+assert sys.platform == "linux"
 
 WHY = {
     errno.ECONNREFUSED: "nobody listens there",
