@@ -134,7 +134,7 @@ class AllowList:
             return False
         if not issubclass(type(cred), Cred):  # __class__ can lie, as a mock's does
             raise TypeError(f"cred must be a peercred.Cred or None, not {cred!r}")
-        _check_iterable("groups", groups, "(4, 27)")
+        _check_iterable("groups", groups, "ints")
         return self._permits(cred, map(index, groups))
 
     def _permits(self, cred: Cred, groups: Gids) -> bool:
@@ -168,7 +168,7 @@ class AllowList:
 
 
 def _ids(kind: str, ids: Ids, overflow: int) -> frozenset[int] | range:
-    _check_iterable(f"{kind[0]}ids", ids, "{0, 'alice'}" if kind == "user" else "{0, 'docker'}")
+    _check_iterable(f"{kind[0]}ids", ids, "ints and names")
     if type(ids) is range:
         checked: Iterable[int] = (ids[0], ids[-1]) if ids else ()
         result: frozenset[int] | range = ids
@@ -198,9 +198,9 @@ def _id(kind: str, id_: Any) -> int:
     raise TypeError(f"a {kind} must be an int or a name, not {id_!r}")
 
 
-def _check_iterable(name: str, ids: object, example: str) -> None:
+def _check_iterable(name: str, ids: object, what: str) -> None:
     if isinstance(ids, str | bytes | bytearray | memoryview) or not hasattr(ids, "__iter__"):
-        raise TypeError(f"{name} must be an iterable, such as {example}, not {ids!r}")
+        raise TypeError(f"{name} must be an iterable of {what}, not {ids!r}")
 
 
 def _shown(ids: frozenset[int] | range) -> str:

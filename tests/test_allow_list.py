@@ -27,7 +27,7 @@ def test_overflow_ids_cannot_be_listed(name):
 @pytest.mark.parametrize("name", ["uids", "gids"])
 def test_not_an_iterable(name, ids):
     """One id, one name and bytes are refused as lists."""
-    with pytest.raises(TypeError, match=rf"^{name} must be an iterable, such as "):
+    with pytest.raises(TypeError, match=rf"^{name} must be an iterable of ints and names, not "):
         AllowList(**{name: ids})
 
 

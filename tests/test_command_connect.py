@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -298,6 +299,14 @@ def test_signal_while_it_connects(place, number):
             command.send_signal(number)
             assert command.wait() == -number
             assert command.stderr.read() == ""
+
+
+@needs_cpython("PyPy does not tell that a signal is ignored")
+def test_ctrl_c_that_is_ignored_stays_ignored(server, in_process):
+    """A shell starts background jobs so that Ctrl-C does not end them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    in_process(as_argument(server))
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 @needs_pidfd
