@@ -32,16 +32,12 @@ pass_options.
 """
 
 import os
-import queue
 import re
-import shutil
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from c_coverage import ROOT, TESTS, compile_module, pytest
+import trials
+from c_coverage import TESTS, compile_module
 
 # Each fault: the function, or "" for the rest of build_ffi.py; what stands
 # there, once; and what stands there instead.
@@ -293,7 +289,7 @@ MESSAGES = [
 TESTS_OF_MESSAGES = [name for name in TESTS if "messages" in name or "options" in name]
 TESTS_OF_CONNECTIONS = [name for name in TESTS if name not in TESTS_OF_MESSAGES]
 TESTS_OF_MESSAGES.append("tests/test_other_families.py")
-MUTANTS = [
+FAULTS = [
     *((each, ["tests/test_architectures.py"]) for each in NUMBERS),
     *((each, TESTS) for each in COMMON),
     *((each, TESTS_OF_CONNECTIONS) for each in CONNECTIONS),
@@ -301,7 +297,7 @@ MUTANTS = [
 ]
 
 
-def mutant(text, function, old, new):
+def changed(text, function, old, new):
     """build_ffi.py with the fault, which must fit in exactly one place."""
     if function:
         (start,) = (match.start() for match in re.finditer(rf"^static .*\b{function}\(.*\)\n{{", text, re.MULTILINE))
@@ -312,45 +308,23 @@ def mutant(text, function, old, new):
     return text[:start] + text[start:end].replace(old, new) + text[end:]
 
 
-def passes(tree, text, tests):
-    """Do these tests pass with this build_ffi.py?"""
-    (tree / "build_ffi.py").write_text(text)
+def compile_plainly(tree):
     with TemporaryDirectory() as directory:
         compile_module(tree, directory, "-O0 -w")
-    try:
-        result = pytest(tree, "-x", *tests, capture_output=True, timeout=300)
-    except subprocess.TimeoutExpired:  # an endless loop
-        return False
-    return result.returncode == 0
 
 
 def main():
-    text, wanted = (ROOT / "build_ffi.py").read_text(), sys.argv[1:] or [""]
-    faults = [(fault, tests) for fault, tests in MUTANTS if any(word in " ".join(fault) for word in wanted)]
-    mutants = [(mutant(text, *fault), fault, tests) for fault, tests in faults]
-    workers = os.cpu_count()
-    trees = queue.SimpleQueue()
-
-    def survives(case):
-        changed, (function, old, new), tests = case
-        tree = trees.get()
-        try:
-            survived = passes(tree, changed, tests)
-        finally:
-            trees.put(tree)
-        print("survived:" if survived else "killed:", function, f"{old!r} -> {new!r}", flush=True)
-        return survived
-
-    with TemporaryDirectory() as directory, ThreadPoolExecutor(workers) as pool:
-        os.chmod(directory, 0o755)  # some tests become another user
-        for number in range(workers):
-            tree = Path(directory, str(number))
-            shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv"))
-            trees.put(tree)
-        if not passes(tree, text, [*TESTS, "tests/test_architectures.py"]):
-            sys.exit("the tests fail without a fault")
-        survivors = sum(pool.map(survives, mutants))
-    print(f"{len(mutants)} mutants, {len(mutants) - survivors} killed")
+    text, wanted = (trials.ROOT / "build_ffi.py").read_text(), sys.argv[1:] or [""]
+    todo = [
+        trials.Trial(f"{function} {old!r} -> {new!r}", "build_ffi.py", changed(text, function, old, new), [tests])
+        for (function, old, new), tests in FAULTS
+        if any(word in f"{function} {old} {new}" for word in wanted)
+    ]
+    without = trials.Trial("no fault", "build_ffi.py", text, [[*TESTS, "tests/test_architectures.py"]])
+    if not list(trials.run([without], 1, compile_plainly)):
+        sys.exit("the tests fail without a fault")
+    survivors = list(trials.run(todo, os.cpu_count(), compile_plainly))
+    print(f"{len(todo)} faults, {len(todo) - len(survivors)} found")
     return 1 if survivors else 0
 
 
