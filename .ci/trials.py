@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT = 300  # seconds: what takes longer hangs
 MEMORY = 3 * 2**30  # a changed number may ask for more than there is
 
 
@@ -39,8 +40,8 @@ def fails(tree: Path, arguments: list[str]) -> str:
         start_new_session=True,
     ) as process:
         try:
-            output, _ = process.communicate(timeout=300)
-        except subprocess.TimeoutExpired:  # an endless loop
+            output, _ = process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
             return "it hangs"
         finally:  # also what its tests have left
             with contextlib.suppress(ProcessLookupError):
