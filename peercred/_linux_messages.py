@@ -214,9 +214,9 @@ def _sender(
         cred = cred_of(ucred)
         if cred is None and ucred.pid != -ENODATA:
             raise _cut_off()
-    if flags & _CTRUNC and (
-        (ucred_bytes is None and enabled & _CREDS) or (label is not None and len(label) >= _LABEL_MAX)
-    ):
+    # MSG_CTRUNC alone does not mean that: descriptors may be what is lost.
+    lacking = (ucred_bytes is None and enabled & _CREDS) or len(label or b"") >= _LABEL_MAX
+    if lacking and flags & _CTRUNC:
         raise _cut_off()
     if cred is None or cred.pid is None:
         if not data and _is_stream(fd):  # the end of the stream, which comes as pid 0, uid 0
@@ -238,11 +238,9 @@ def _no_pidfd(payloads: dict[int, bytes], flags: int) -> OSError | None:
     """Why SCM_PIDFD is missing, or holds a negative errno."""
     payload = payloads.get(_SCM_PIDFD)
     if payload is None:
-        return (
-            OSError(EMSGSIZE, "no room for the pidfd: other control data, such as descriptors, took it")
-            if flags & _CTRUNC
-            else None
-        )
+        if flags & _CTRUNC:
+            return OSError(EMSGSIZE, "no room for the pidfd: other control data, such as descriptors, took it")
+        return None
     errno = -int.from_bytes(payload, sys.byteorder, signed=True)
     if errno <= 0:
         return None
