@@ -60,16 +60,19 @@ class Table:
         self.before = self.now()
         self.opened: set[int] = set()
         self.replaced: set[int] = set()
+        self.closed_twice: set[int] = set()
         # The next ones that the kernel gives are the lowest.
-        self.others = select.poll()
-        for number in itertools.islice((number for number in itertools.count() if number not in self.before), 20):
-            self.others.register(number, 0)
+        self.next = set(itertools.islice((number for number in itertools.count() if number not in self.before), 20))
+        self.poll = select.poll()
+        for number in self.next:
+            self.poll.register(number, 0)
 
     def look(self) -> None:
         """Note what was opened, and take the place of what was closed."""
-        present = {number for number, event in self.others.poll(0) if event != select.POLLNVAL}
-        self.opened |= present - self.replaced
-        for number in self.opened - present:
+        closed = {number for number, event in self.poll.poll(0) if event == select.POLLNVAL}
+        self.opened |= self.next - closed
+        self.closed_twice |= closed & self.replaced
+        for number in closed & self.opened:
             os.dup2(self.canary, number)
             self.replaced.add(number)
 
@@ -85,7 +88,7 @@ class Table:
             os.close(number)
         if failed:
             return
-        assert self.replaced - canaries == set(), "closed twice"
+        assert self.closed_twice == set()
         assert now.keys() - self.before.keys() - canaries == set(), "left open"
         assert {number: now.get(number) for number in self.before} == self.before
 

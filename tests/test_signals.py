@@ -269,6 +269,32 @@ def test_raised_at_each_call(case, seen):
     assert raised_at_each_place(case, seen, raising_at_call) > 1
 
 
+def test_second_close_is_found():
+    """The table finds a descriptor that is closed twice."""
+
+    def case(receiver, sender):
+        message = received(receiver, sender)
+        fds = message.fds
+        yield lambda: [message.close(), *map(os.close, fds)]
+
+    with pytest.raises(AssertionError), prepared(case) as (table, function), raising_at_call(10**6, table.look):
+        function()
+
+
+def test_open_descriptor_is_found(seen):
+    """The table finds a descriptor that stays open."""
+
+    def case(receiver, sender):
+        left.extend((yield received(receiver, sender).detach_fds))
+
+    left = []
+    with pytest.raises(AssertionError, match="left open"), prepared(case) as (_, function):
+        function()
+    assert len(left) == 2
+    for fd in left:
+        os.close(fd)
+
+
 STORMS = ("receive some, and strays", "close", "drop", "open_pidfd")
 
 
