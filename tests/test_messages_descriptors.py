@@ -30,6 +30,21 @@ def test_received(ends, number, room, flags):
             assert not os.get_inheritable(fd)
 
 
+def test_other_integers(ends):
+    """Flags and max_fds may be other integers than ints, as NumPy's are."""
+
+    class Two:
+        def __index__(self):
+            return 2
+
+    receiver, sender = ends
+    messages.enable(receiver)
+    attach(sender, b"x", 2)
+    for flags in (Two(), 0):
+        with messages.receive(receiver, 100, flags, max_fds=Two()) as message:
+            assert len(message.fds) == socket.MSG_PEEK == 2
+
+
 @pytest.mark.parametrize(("attached", "max_fds"), [(2, 1), (3, 2), (253, 1), (253, 252)])
 @pytest.mark.parametrize("label", [True, False])
 def test_more_than_there_is_room_for(ends, attached, max_fds, label):
