@@ -133,7 +133,7 @@ SOURCE = """
 #define FDS_MAX 253
 #define LABEL_MAX 4096
 
-/* close(2) can block, so it releases the GIL. (PyPy has released it.) */
+/* close(2) can block, so release the GIL for it. (PyPy has done that.) */
 static void close_without_gil(int fd)
 {
 #if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
@@ -369,8 +369,8 @@ static int set_enabled(int fd, int options)
     return 0;
 }
 
-/* The room that a message's control data takes, with as many descriptors. The
-   kernel puts the pidfd last. The last item gets no padding, because CMSG_SPACE of one
+/* The size of a message's control data with this many descriptors. The kernel
+   puts the pidfd last. The last item gets no padding, because CMSG_SPACE of one
    descriptor has room for two. */
 static int control_size(int options, int fds)
 {

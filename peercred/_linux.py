@@ -32,8 +32,8 @@ _peercred, _peercred_and_groups, _unpack = lib.peercred, lib.peercred_and_groups
 _new = ffi.new_allocator(should_clear_after_alloc=False)  # C fills it
 _gids, _chars = ffi.typeof("gid_t[]"), ffi.typeof("char[]")
 
-_FEW = 64  # groups: no more, as a rule, and at most GROUPS_MAX
-_SHORT, _LONG = 256, 2**20  # bytes of a label: the usual, and far more than any
+_FEW = 64  # groups: enough for nearly every process, as GROUPS_MAX is for all
+_SHORT, _LONG = 256, 2**20  # bytes of a label: enough for nearly all, and for all
 
 # Fill a Cred's slots directly. Its constructor takes far longer, and would
 # check again what C has checked.
@@ -162,9 +162,9 @@ def error(fd: int, result: int, option: str) -> OSError:
 
 
 def _peer_error(fd: int, result: int, option: str) -> OSError:
-    """The same, for an option that also fails because there is no peer.
+    """error(), for an option that fails without a peer.
 
-    Its own errno would not say so, but SO_PEERCRED's does.
+    Its own errno may not say that there is no peer. SO_PEERCRED's does.
     """
     pid = _peercred(fd).pid
     return error(fd, pid, "SO_PEERCRED") if pid < 0 else error(fd, result, option)

@@ -20,13 +20,13 @@ LIMITS = {errno.EMFILE: "`ulimit -n`", errno.ENFILE: "`sysctl fs.file-max`"}
 
 
 class Signals:
-    """Remembers the first signal, and raises KeyboardInterrupt if it may.
+    """Remember the first signal. While clients are shown, interrupt that.
 
-    It may while clients are shown, so that nothing holds the end up: output can
-    block for ever. To make the socket and to remove it is never interrupted.
+    Output can block for ever, so it must be possible to interrupt it. Making
+    the socket and removing it must never be interrupted.
     """
 
-    received = 0  # the first one's number
+    received = 0  # the number of the first
     may_raise = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -60,7 +60,8 @@ def listen(address: bytes, mode: int, as_json: bool) -> int:
 
 def show_clients(server: socket.socket, as_json: bool) -> None:
     """Show everyone who connects, until there is an exception."""
-    # A signal that comes just before accept(2) is seen when accept(2) returns.
+    # A signal that comes just before accept(2) does not interrupt it. With a
+    # timeout, the signal is seen after a second at the latest.
     server.settimeout(1)
     write_head(as_json)
     while True:
