@@ -3,8 +3,6 @@
 import signal
 import sys
 
-import peercred
-
 
 def main() -> int:
     """Run the command, and return its exit code."""
@@ -13,13 +11,8 @@ def main() -> int:
     if sys.platform == "linux":
         from ._command import main
 
-        status = main()
-    else:
-        try:
-            status = peercred.read(-1).uid  # always raises, and the error says why
-        except peercred.UnsupportedError as error:
-            sys.exit(f"peercred: {error.strerror}")
-    return status
+        return main()
+    sys.exit(f"peercred: this needs Linux, and the platform is {sys.platform!r}")
 
 
 if __name__ == "__main__":

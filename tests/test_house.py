@@ -27,7 +27,7 @@ PACKAGE = Path(peercred.__file__).parent
 # down.
 LADDER = {
     "__init__": {"_allow", "_cred", "_descriptor", "_errors", "_read"},
-    "__main__": {"__init__", "_command"},
+    "__main__": {"_command"},
     "_command": {"_command.listen", "_command.output", "_command.process", "_command.sockets"},
     "_command.listen": {"_command.output", "_command.process", "_command.sockets"},
     "_command.output": {"_command.process"},
