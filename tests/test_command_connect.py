@@ -53,7 +53,7 @@ from peers import (
     on_a_terminal,
 )
 
-from peercred._command.sockets import connect as connect_as_the_command
+from peercred._command.sockets import connected
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_no_descriptors_are_taken(server):
 
     Closing a descriptor can block for as long as its sender likes.
     """
-    with connect_as_the_command(server.getsockname(), 1), server.accept()[0] as conn, pytest.raises(PermissionError):
+    with connected(server.getsockname(), 1), server.accept()[0] as conn, pytest.raises(PermissionError):
         conn.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [conn.fileno()]))])
 
 

@@ -10,13 +10,14 @@ import contextlib
 import os
 import re
 import signal
+import socket
 from importlib.metadata import version
 from typing import Any, NoReturn
 
 from .listen import listen
 from .output import complain, printable, show, write
 from .process import Peer, peer_of, text
-from .sockets import connect, unix_socket
+from .sockets import connected, unix_socket
 
 DESCRIPTION = """\
 Show who is behind a Unix socket, as the Linux kernel recorded it:
@@ -118,7 +119,7 @@ def seconds(argument: str) -> float:
 
 
 def show_listener(address: bytes, timeout: float, as_json: bool) -> None:
-    with connect(address, timeout) as conn:
+    with connected(address, timeout) as conn:
         peer = peer_of(conn)
     show(peer, as_json, f"{printable(shown(address))}: this process called listen(2).", after=hints(peer))
 
@@ -139,7 +140,7 @@ def show_child(as_json: bool) -> None:
         server.settimeout(30)
         child = os.fork()
         if child == 0:  # pragma: no cover
-            connect_until_closed(server.getsockname(), server.detach())
+            connect_until_closed(server)
         try:
             peer = None
             while peer is None or peer["pid"] != child:  # anyone may connect to an abstract name
@@ -151,11 +152,13 @@ def show_child(as_json: bool) -> None:
     show(peer, as_json, f"Process {child}, a child of this one, has connected. The kernel says:")
 
 
-def connect_until_closed(address: bytes, server: int) -> NoReturn:  # pragma: no cover
+def connect_until_closed(server: socket.socket) -> NoReturn:  # pragma: no cover
     """Connect, and stay until the other end is closed or its process dies."""
     try:
-        os.close(server)  # else it would keep itself alive
-        connect(address, 30).recv(1)
+        address = server.getsockname()
+        server.close()  # else it would keep itself alive
+        with connected(address, 30) as conn:
+            conn.recv(1)
     finally:
         os._exit(0)
 

@@ -33,13 +33,13 @@ def unix_socket(kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     return sock
 
 
-def connect(address: bytes, timeout: float) -> socket.socket:
+@contextlib.contextmanager
+def connected(address: bytes, timeout: float) -> Iterator[socket.socket]:
     """Connect to a stream or seqpacket socket. An OSError says why not."""
     deadline = time.monotonic() + timeout
     codes = []
     for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
-        with contextlib.ExitStack() as stack:
-            conn = stack.enter_context(unix_socket(kind))
+        with unix_socket(kind) as conn:
             # EAGAIN is a full queue. A socket with a timeout would wait in
             # connect(2), and after Ctrl-Z and fg believe that it is connected.
             conn.setblocking(False)
@@ -47,8 +47,8 @@ def connect(address: bytes, timeout: float) -> socket.socket:
                 time.sleep(0.02)
             if code == 0:
                 conn.setblocking(True)
-                stack.pop_all()
-                return conn
+                yield conn
+                return
         codes.append(code)
         if code not in (errno.EPROTOTYPE, errno.ECONNREFUSED):
             break
@@ -101,11 +101,12 @@ def bind(server: socket.socket, name: bytes) -> None:
 
 
 def is_dead(name: bytes) -> bool:
+    """Whether no process holds a socket."""
     try:
-        connect(name, 0).close()
+        with connected(name, 0):
+            return False
     except OSError as error:
         return error.errno == errno.ECONNREFUSED
-    return False
 
 
 def remove_if_dead(name: bytes) -> None:
