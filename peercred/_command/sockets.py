@@ -70,14 +70,15 @@ def bound(server: socket.socket, address: bytes, mode: int) -> Iterator[None]:
         return
     directory, name = os.path.split(address)
     os.chdir(directory or b".")  # and stay in it, whatever its path names later
+    remove_if_dead(name or b".")  # a path that ends in / is a directory: refused
     os.fchmod(server.fileno(), mode)  # bind(2) copies it, less the umask
-    bind(server, name or b".")  # a path that ends in / is a directory: refused
+    server.bind(name)
     file = os.open(name, os.O_PATH | os.O_NOFOLLOW)
     try:
-        known = os.fstat(file)
-        if not stat.S_ISSOCK(known.st_mode):
+        made = os.fstat(file)
+        if not stat.S_ISSOCK(made.st_mode):
             raise FileExistsError(errno.EEXIST, "another process has replaced the socket: choose another directory")
-        if mode & ~known.st_mode:  # the umask was narrower
+        if mode & ~made.st_mode:  # the umask was narrower
             os.chmod(f"/proc/self/fd/{file}", mode)
     finally:
         os.close(file)
@@ -87,34 +88,22 @@ def bound(server: socket.socket, address: bytes, mode: int) -> Iterator[None]:
         # Leave a file that has taken its place. That one has another inode
         # number: the server, which is still open, holds on to this inode.
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.lstat(name), known):
+            if os.path.samestat(os.lstat(name), made):
                 os.unlink(name)
 
 
-def bind(server: socket.socket, name: bytes) -> None:
-    """Bind a socket in the working directory, replacing a dead one at most."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.lstat(name).st_mode):
-            raise FileExistsError(errno.EEXIST, "exists and is not a socket: choose another path")
-        remove_if_dead(name)
-    server.bind(name)
-
-
-def is_dead(name: bytes) -> bool:
-    """Whether no process holds a socket."""
-    try:
-        with connected(name, 0):
-            return False
-    except OSError as error:
-        return error.errno == errno.ECONNREFUSED
-
-
 def remove_if_dead(name: bytes) -> None:
-    """Remove a socket that nobody holds.
+    """Remove a socket that nobody holds. Any other file is an error.
 
     Without the lock two processes could find the same one, and the slower one
     would remove the socket that the faster one has made since.
     """
+    try:
+        found = os.lstat(name)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise FileExistsError(errno.EEXIST, "exists and is not a socket: choose another path")
     directory = os.open(".", os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,3 +114,12 @@ def remove_if_dead(name: bytes) -> None:
         raise OSError(error.errno, why) from None
     finally:
         os.close(directory)
+
+
+def is_dead(name: bytes) -> bool:
+    """Whether no process holds a socket."""
+    try:
+        with connected(name, 0):
+            return False
+    except OSError as error:
+        return error.errno == errno.ECONNREFUSED
