@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import pty
 import signal
@@ -14,6 +16,7 @@ from command import (
     can_connect,
     door_fixture,  # noqa: F401
     ended_by,
+    error_of_fixture,  # noqa: F401
     full_pipe,
     in_process_fixture,  # noqa: F401
     listening,
@@ -24,6 +27,7 @@ from command import (
 )
 from peers import connect, needs_cpython
 
+from peercred._command import sockets
 from peercred._command.listen import Signals, show_clients
 
 
@@ -108,6 +112,38 @@ def test_signals_are_restored(place, in_process):
     """When the command ends, signals do what they do by default."""
     in_process("--listen", str(place / "missing" / "door"))
     assert [signal.getsignal(number) for number in ENDING] == [signal.SIG_DFL] * len(ENDING)
+
+
+def test_signal_while_the_socket_is_made(door, in_process, monkeypatch):
+    """A signal that comes too early to interrupt ends the command later."""
+
+    def bound(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return sockets.bound(*arguments)
+
+    monkeypatch.setattr("peercred._command.listen.bound", bound)
+    assert in_process("--listen", str(door)).returncode == 128 + signal.SIGTERM
+    assert not door.exists()
+
+
+def test_signal_while_the_socket_is_removed(door, error_of, monkeypatch):
+    """A signal that comes too late to interrupt changes nothing."""
+
+    @contextlib.contextmanager
+    def bound(*arguments):
+        with sockets.bound(*arguments):
+            try:
+                yield
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def fail(*_):
+        raise OSError(errno.EIO, "failed")
+
+    monkeypatch.setattr("peercred._command.listen.bound", bound)
+    monkeypatch.setattr("peercred._command.listen.show_clients", fail)
+    assert error_of("--listen", str(door)) == f"peercred: {door}: failed\n"
+    assert not door.exists()
 
 
 def test_only_one_signal_interrupts():
