@@ -8,6 +8,7 @@ import os
 import pty
 import signal
 import socket
+import sys
 import termios
 
 import pytest
@@ -29,6 +30,8 @@ from peers import connect, needs_cpython
 
 from peercred._command import sockets
 from peercred._command.listen import Signals, show_clients
+
+MODULE = sys.modules[Signals.__module__]  # the name is also its function's
 
 
 @pytest.mark.parametrize("number", ENDING)
@@ -121,7 +124,7 @@ def test_signal_while_the_socket_is_made(door, in_process, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         return sockets.bound(*arguments)
 
-    monkeypatch.setattr("peercred._command.listen.bound", bound)
+    monkeypatch.setattr(MODULE, "bound", bound)
     assert in_process("--listen", str(door)).returncode == 128 + signal.SIGTERM
     assert not door.exists()
 
@@ -140,8 +143,8 @@ def test_signal_while_the_socket_is_removed(door, error_of, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, "failed")
 
-    monkeypatch.setattr("peercred._command.listen.bound", bound)
-    monkeypatch.setattr("peercred._command.listen.show_clients", fail)
+    monkeypatch.setattr(MODULE, "bound", bound)
+    monkeypatch.setattr(MODULE, "show_clients", fail)
     assert error_of("--listen", str(door)) == f"peercred: {door}: failed\n"
     assert not door.exists()
 
