@@ -99,18 +99,18 @@ def descendants(pid: int) -> Iterator[int]:
 
 @pytest.fixture(autouse=True)
 def _deadline(effort: int) -> Iterator[None]:
-    """A test that hangs fails: a TimeoutError shows where it waits.
+    """A test that hangs fails, and a traceback shows where it waits.
 
-    Its child processes are killed, because something may wait for them while
-    the exception is on its way. It is raised again each second, because
-    something else may.
+    What is raised is no OSError, which something may catch. Child processes are
+    killed, because something may wait for them while the exception is on its
+    way. It is raised again each second, because something else may.
     """
 
     def expired(*_: object) -> None:
         for pid in [*descendants(os.getpid())]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        raise TimeoutError("the test waits for something that does not happen")
+        pytest.fail("the test waits for something that does not happen")
 
     previous = signal.signal(signal.SIGALRM, expired)
     signal.setitimer(signal.ITIMER_REAL, DEADLINE * effort, 1)
