@@ -301,6 +301,14 @@ def test_signal_while_it_connects(place, number):
             assert command.stderr.read() == ""
 
 
+def test_no_address(server, in_process):
+    """The command connects without an address, which Linux might give it."""
+    in_process(as_argument(server))
+    conn, address = server.accept()
+    conn.close()
+    assert address == ""
+
+
 @needs_cpython("PyPy does not tell that a signal is ignored")
 def test_ctrl_c_that_is_ignored_stays_ignored(server, in_process):
     """A shell starts background jobs so that Ctrl-C does not end them."""
