@@ -117,7 +117,8 @@ def test_signals_are_restored(place, in_process):
     assert [signal.getsignal(number) for number in ENDING] == [signal.SIG_DFL] * len(ENDING)
 
 
-def test_signal_while_the_socket_is_made(door, in_process, monkeypatch):
+@pytest.mark.parametrize("prefix", ["", "@"], ids=["a path", "an abstract address"])
+def test_signal_while_the_socket_is_made(door, in_process, monkeypatch, prefix):
     """A signal that comes too early to interrupt ends the command later."""
 
     def bound(*arguments):
@@ -125,7 +126,7 @@ def test_signal_while_the_socket_is_made(door, in_process, monkeypatch):
         return sockets.bound(*arguments)
 
     monkeypatch.setattr(MODULE, "bound", bound)
-    assert in_process("--listen", str(door)).returncode == 128 + signal.SIGTERM
+    assert in_process("--listen", f"{prefix}{door}").returncode == 128 + signal.SIGTERM
     assert not door.exists()
 
 
