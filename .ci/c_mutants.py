@@ -2,9 +2,9 @@
 
     python .ci/c_mutants.py [TEXT...]
 
-With TEXTs, only the faults that contain one of them. It needs what
-c_coverage.py needs.
-Each fault is put into a copy of this tree.
+With TEXTs, only the faults in whose description is one of them, such as
+"peersec". It needs pytest, what the build needs, and the cross compilers of
+tests/test_architectures.py.
 
 Not in the list are faults that change nothing which a test could see:
 
@@ -32,19 +32,17 @@ Nor are those that only the sanitizers see: one turn too many in a loop over
 pass_options.
 """
 
-import os
 import re
 import sys
 from tempfile import TemporaryDirectory
 
 import trials
-from c_coverage import TESTS, compile_module
+from c_coverage import compile_module
 
 # Each fault: the function, or "" for the rest of build_ffi.py; what stands
 # there, once; and what stands there instead.
-
-# The numbers that old headers lack.
-NUMBERS = [
+FAULTS = [
+    # The numbers that old headers lack.
     ("", "NUMBER(59, 0x4034, 61)", "NUMBER(60, 0x4034, 61)"),
     ("", "NUMBER(59, 0x4034, 61)", "NUMBER(59, 0x4035, 61)"),
     ("", "NUMBER(59, 0x4034, 61)", "NUMBER(59, 0x4034, 62)"),
@@ -61,18 +59,11 @@ NUMBERS = [
     ("", "defined(__sparc__)", "0"),
     ("", "SCM_SECURITY 3", "SCM_SECURITY 4"),
     ("", "SCM_PIDFD 4", "SCM_PIDFD 3"),
-]
-
-# What both the other lists need.
-COMMON = [
+    # What connections and messages need.
     ("", "typedef int... uid_t;", "typedef int uid_t;"),
     ("", "typedef int... gid_t;", "typedef int gid_t;"),
     ("", "typedef int... pid_t;", "typedef unsigned pid_t;"),
-    (
-        "",
-        "static int peergroups(int fd, gid_t *gids, int count);",
-        "static unsigned peergroups(int fd, gid_t *gids, int count);",
-    ),
+    ("", "int peergroups(int fd, gid_t *gids, int count);", "unsigned peergroups(int fd, gid_t *gids, int count);"),
     ("", "static int enabled(int fd, int options);", "static unsigned enabled(int fd, int options);"),
     ("ask", "length = size", "length = size - 1"),
     ("ask", "length = size", "length = size + 1"),
@@ -96,18 +87,10 @@ COMMON = [
     ("int_option", "value >= 0", "value > 0"),
     ("int_option", "-EPROTO", "EPROTO"),
     ("int_option", "-EPROTO", "0"),
-]
-
-# What answers about connections.
-CONNECTIONS = [
+    # What answers about connections.
     ("", "GROUPS_MAX 65536", "GROUPS_MAX 65535"),
-    # cffi lets go of the GIL.
-    (
-        "",
-        "#undef Py_BEGIN_ALLOW_THREADS\n#undef Py_END_ALLOW_THREADS\n"
-        "#define Py_BEGIN_ALLOW_THREADS {\n#define Py_END_ALLOW_THREADS }\n",
-        "",
-    ),
+    # The comment goes on, over the macros: cffi lets go of the GIL.
+    ("", "for each busy thread. */", "for each busy thread."),
     ("has_peer", "AF_UNSPEC", "AF_UNIX"),
     ("has_peer", "sizeof address;", "0;"),
     ("has_peer", "getpeername(fd, (struct sockaddr *)&address, &length) != 0", "0"),
@@ -193,10 +176,7 @@ CONNECTIONS = [
     ("peerpidfd", "close(pidfd);", ""),
     ("peerpidfd", "close(pidfd);", "close(fd);"),
     ("peerpidfd", "return error", "return pidfd"),
-]
-
-# What messages need.
-MESSAGES = [
+    # What messages need.
     ("", "FDS_MAX 253", "FDS_MAX 252"),
     ("", "FDS_MAX 253", "FDS_MAX 254"),
     ("", "LABEL_MAX 4096", "LABEL_MAX 4064"),
@@ -284,16 +264,6 @@ MESSAGES = [
     ("unpack_ucred", "checked(cred, sizeof cred, -ENODATA)", "cred"),
 ]
 
-TESTS_OF_MESSAGES = [name for name in TESTS if "messages" in name or "options" in name]
-TESTS_OF_CONNECTIONS = [name for name in TESTS if name not in TESTS_OF_MESSAGES]
-TESTS_OF_MESSAGES.append("tests/test_other_families.py")
-FAULTS = [
-    *((each, ["tests/test_architectures.py"]) for each in NUMBERS),
-    *((each, TESTS) for each in COMMON),
-    *((each, TESTS_OF_CONNECTIONS) for each in CONNECTIONS),
-    *((each, TESTS_OF_MESSAGES) for each in MESSAGES),
-]
-
 
 def changed(text, function, old, new):
     """build_ffi.py with the fault, which must fit in exactly one place."""
@@ -312,18 +282,12 @@ def compile_plainly(tree):
 
 
 def main():
-    text, wanted = (trials.ROOT / "build_ffi.py").read_text(), sys.argv[1:] or [""]
-    todo = [
-        trials.Trial(f"{function} {old!r} -> {new!r}", "build_ffi.py", changed(text, function, old, new), [tests])
-        for (function, old, new), tests in FAULTS
-        if any(word in f"{function} {old} {new}" for word in wanted)
+    text = (trials.ROOT / "build_ffi.py").read_text()
+    faults = [
+        trials.Fault(f"{function} {old!r} -> {new!r}", "build_ffi.py", changed(text, function, old, new))
+        for function, old, new in FAULTS
     ]
-    without = trials.Trial("no fault", "build_ffi.py", text, [[*TESTS, "tests/test_architectures.py"]])
-    if not list(trials.run([without], 1, compile_plainly)):
-        sys.exit("the tests fail without a fault")
-    survivors = list(trials.run(todo, os.cpu_count(), compile_plainly))
-    print(f"{len(todo)} faults, {len(todo) - len(survivors)} found")
-    return 1 if survivors else 0
+    return 1 if trials.main(faults, ["tests/test_architectures.py", *trials.TESTS], compile_plainly) else 0
 
 
 if __name__ == "__main__":
