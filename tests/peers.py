@@ -253,7 +253,7 @@ def attach(sock: socket.socket, data: bytes, number: int, file: str = os.devnull
 
 
 def assert_refused(sock: socket.socket, number: int, words: str) -> None:
-    """Each of the four functions raises a NoPeerError with this errno.
+    """Each of the SISTERS raises a NoPeerError with this errno.
 
     Their messages have these words, and are the same.
     """
