@@ -133,7 +133,8 @@ SOURCE = """
 #define FDS_MAX 253
 #define LABEL_MAX 4096
 
-/* close(2) can block, so release the GIL for it. (PyPy has done that.) */
+/* close(2) can block, so release the GIL for it. (PyPy has already released it.)
+   The macros are still Python's here: see below. */
 static void close_without_gil(int fd)
 {
 #if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
@@ -146,17 +147,17 @@ static void close_without_gil(int fd)
 }
 
 /* All else keeps the GIL, which cffi would release around every call. These
-   calls never block, as in CPython's socket.getsockopt, and to get the GIL back
-   takes a switch interval for each busy thread. */
+   calls never block. CPython's socket.getsockopt keeps it too. Getting the GIL
+   back takes a switch interval for each busy thread. */
 #undef Py_BEGIN_ALLOW_THREADS
 #undef Py_END_ALLOW_THREADS
 #define Py_BEGIN_ALLOW_THREADS {
 #define Py_END_ALLOW_THREADS }
 
 /* A function that fails returns its errno, negated, as its result or as the pid
-   of its struct. (An answer of 32 bits needs a wider result, such as int64_t.)
-   cffi's saved errno would not do: a signal handler may overwrite it before
-   Python reads it. */
+   of its struct. (An unsigned 32-bit answer needs a wider result, such as
+   int64_t.) cffi's saved errno would not do: a signal handler may overwrite it
+   before Python reads it. */
 
 /* Asks for an option, and returns the answer's length or a negative errno. It
    may be shorter than the buffer: the caller must check that. The buffer starts
@@ -185,8 +186,8 @@ static int int_option(int fd, int option)
 
    SO_PEER* also succeed without a peer. A listening socket answers with its own
    ids, and so does a Bluetooth socket, connected or not. A datagram socketpair
-   still names its maker after it was connected elsewhere, but then its peer has
-   an address. */
+   still names its maker after it has been connected elsewhere, but then its
+   peer has an address. */
 static int has_peer(int fd)
 {
     struct sockaddr_un address;

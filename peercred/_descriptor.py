@@ -44,7 +44,7 @@ def descriptor(conn: Connection) -> int:
     Raises:
         OSError: EBADF: `fileno()` or `get_extra_info()` failed with an
             AttributeError, as it does in some closed wrappers. Any other
-            exception of theirs is not changed.
+            exception of theirs passes through.
         TypeError: `conn` is none of these (a bool is not an int here), or
             its `fileno()` did not return an int.
         ValueError: No descriptor can have this number. -1 is accepted,

@@ -214,7 +214,8 @@ def _sender(
         cred = cred_of(ucred)
         if cred is None and ucred.pid != -ENODATA:
             raise _cut_off()
-    # MSG_CTRUNC alone does not mean that: descriptors may be what is lost.
+    # MSG_CTRUNC alone does not mean that: descriptors may be what is lost. A
+    # label as long as its room may have been longer.
     lacking = (ucred_bytes is None and enabled & _CREDS) or len(label or b"") >= _LABEL_MAX
     if lacking and flags & _CTRUNC:
         raise _cut_off()

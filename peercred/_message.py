@@ -61,7 +61,7 @@ class Message:
     def pidfd(self) -> int | None:
         """A close-on-exec pidfd of the sender, or None: see `pidfd_error`.
 
-        Each message has a new one, also if MSG_PEEK received it.
+        Each message has a new one, even if MSG_PEEK received it.
         """
         fds = self._pidfd.fds
         return fds[0] if fds else None
@@ -70,7 +70,7 @@ class Message:
     def fds(self) -> tuple[int, ...]:
         """The descriptors that the sender attached, up to `max_fds`.
 
-        They are close-on-exec. Each message has new ones, also if MSG_PEEK
+        They are close-on-exec. Each message has new ones, even if MSG_PEEK
         received it.
         """
         return self._fds.fds

@@ -1,7 +1,7 @@
 """Descriptors are closed once, even if a signal handler raises.
 
 A descriptor that is never closed is a leak. If it is closed twice, the second
-close may hit another file that has got the number. A signal handler can raise
+close may hit another file that has taken the number. A signal handler can raise
 between any two steps of Python code, so taking a descriptor off a list and
 closing it must be one step. `deque` and `starmap` do both in C.
 """

@@ -161,7 +161,7 @@ def open_pidfd(conn: Connection) -> int:
     as readable once it has ended), or which program it runs.
 
     If the kernel lacks the option, there is no fallback to
-    `os.pidfd_open(cred.pid)`. An attacker can have the pid reused since
+    `os.pidfd_open(cred.pid)`. An attacker may have had the pid reused since
     connect(2), and then the answer would be a stranger.
 
     Args:

@@ -29,7 +29,7 @@ The receiver cannot tell the last two apart. So a uid proves only that the
 sender may act as that user. Trust the pid and the pidfd only as far as
 you trust root.
 
-To admit a message or not, use `AllowList.permits(message.cred)`. It looks
+To decide about a message, use `AllowList.permits(message.cred)`. It looks
 at the uid and the primary group: a message has no supplementary groups.
 """
 

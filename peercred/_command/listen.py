@@ -20,7 +20,7 @@ LIMITS = {errno.EMFILE: "`ulimit -n`", errno.ENFILE: "`sysctl fs.file-max`"}
 
 
 class Signals:
-    """Remember the first signal. While clients are shown, interrupt that.
+    """Remember the first signal, and interrupt the showing of clients.
 
     Output can block for ever, so it must be possible to interrupt it. Making
     the socket and removing it must never be interrupted.

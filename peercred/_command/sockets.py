@@ -78,7 +78,7 @@ def bound(server: socket.socket, address: bytes, mode: int) -> Iterator[None]:
         made = os.fstat(file)
         if not stat.S_ISSOCK(made.st_mode):
             raise FileExistsError(errno.EEXIST, "another process has replaced the socket: choose another directory")
-        if mode & ~made.st_mode:  # the umask was narrower
+        if mode & ~made.st_mode:  # the umask was stricter
             os.chmod(f"/proc/self/fd/{file}", mode)
     finally:
         os.close(file)
