@@ -171,5 +171,18 @@ def test_waiting_goes_on():
             raise next(waits)
 
     with Server(socket.AF_UNIX) as server, pytest.raises(KeyboardInterrupt):
-        show_clients(server, as_json=True)
+        show_clients(server, True, Signals())
     assert list(waits) == []
+
+
+def test_signal_whose_exception_is_lost():
+    """The command ends within a second if nothing was interrupted."""
+    signals = Signals()
+
+    class Server(socket.socket):
+        def accept(self):
+            signals(signal.SIGTERM, None)  # which may not raise here
+            raise TimeoutError("timed out")
+
+    with Server(socket.AF_UNIX) as server:
+        show_clients(server, True, signals)

@@ -51,20 +51,20 @@ def listen(address: bytes, mode: int, as_json: bool) -> int:
         server.listen()
         try:
             signals.may_raise = True
-            if not signals.received:
-                show_clients(server, as_json)
+            show_clients(server, as_json, signals)
         finally:
             signals.may_raise = False
     return signals.received
 
 
-def show_clients(server: socket.socket, as_json: bool) -> None:
-    """Show everyone who connects, until there is an exception."""
-    # A signal that comes just before accept(2) does not interrupt it. With a
-    # timeout, the signal is seen after a second at the latest.
+def show_clients(server: socket.socket, as_json: bool, signals: Signals) -> None:
+    """Show everyone who connects, until a signal comes."""
+    # A signal that comes just before accept(2) does not interrupt it, and
+    # Python may drop what a handler raises. With a timeout, the signal is seen
+    # after a second at the latest.
     server.settimeout(1)
     write_head(as_json)
-    while True:
+    while not signals.received:
         try:
             with server.accept()[0] as conn:
                 peer = peer_of(conn)
