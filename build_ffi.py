@@ -133,8 +133,8 @@ SOURCE = """
 #define FDS_MAX 253
 #define LABEL_MAX 4096
 
-/* close(2) can block, so release the GIL for it. (PyPy has already released it.)
-   The macros are still Python's here: see below. */
+/* close(2) can block, so release the GIL for it. PyPy has already released it.
+   The macros are still Python's own here: see below. */
 static void close_without_gil(int fd)
 {
 #if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
@@ -266,8 +266,8 @@ struct peer {
 };
 
 /* Credentials and groups of one peer. Another thread may replace the descriptor
-   at any moment, so ask a duplicate of our own. By the time it is closed, it may
-   be the last descriptor of its socket. */
+   at any moment, so ask a duplicate of our own. When it is closed, it may be the
+   last descriptor of its socket. */
 static struct peer peercred_and_groups(int fd, gid_t *gids, int count)
 {
     int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
@@ -317,8 +317,8 @@ static const struct {
 };
 #define PASS_OPTIONS (int)(sizeof pass_options / sizeof *pass_options)
 
-/* Which of these options are on, or a negative errno. Up to Linux 6.12, sockets of
-   other families have SO_PASSCRED too, without any effect. */
+/* Which of these options are on, or a negative errno. Up to Linux 6.12, sockets
+   of other families have SO_PASSCRED too, without any effect. */
 static int enabled(int fd, int options)
 {
     int i, on, bits = 0, family = int_option(fd, SO_DOMAIN);

@@ -59,9 +59,9 @@ def listen(address: bytes, mode: int, as_json: bool) -> int:
 
 def show_clients(server: socket.socket, as_json: bool, signals: Signals) -> None:
     """Show everyone who connects, until a signal comes."""
-    # A signal that comes just before accept(2) does not interrupt it, and
-    # Python may drop what a handler raises. With a timeout, the signal is seen
-    # after a second at the latest.
+    # A signal that comes just before accept(2) does not interrupt it. And what
+    # a handler raises inside pwd.getpwuid(), Python drops if there is no such
+    # user. With a timeout, the signal is seen after a second at the latest.
     server.settimeout(1)
     write_head(as_json)
     while not signals.received:
