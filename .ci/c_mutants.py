@@ -39,7 +39,7 @@ from tempfile import TemporaryDirectory
 import trials
 from c_coverage import compile_module
 
-# Each fault: the function, or "" for the rest of build_ffi.py; what stands
+# Each fault: the function, or "" for the rest of the file; what stands
 # there, once; and what stands there instead.
 FAULTS = [
     # The numbers that old headers lack.
@@ -266,7 +266,7 @@ FAULTS = [
 
 
 def changed(text, function, old, new):
-    """build_ffi.py with the fault, which must fit in exactly one place."""
+    """The source with the fault, which must fit in exactly one place."""
     if function:
         (start,) = (match.start() for match in re.finditer(rf"^static .*\b{function}\(.*\)\n{{", text, re.MULTILINE))
         end = text.index("\n}\n", start) + 3
@@ -282,9 +282,9 @@ def compile_plainly(tree):
 
 
 def main():
-    text = (trials.ROOT / "build_ffi.py").read_text()
+    text = (trials.ROOT / "peercred/_libc.c").read_text()
     faults = [
-        trials.Fault(f"{function} {old!r} -> {new!r}", "build_ffi.py", changed(text, function, old, new))
+        trials.Fault(f"{function} {old!r} -> {new!r}", "peercred/_libc.c", changed(text, function, old, new))
         for function, old, new in FAULTS
     ]
     return 1 if trials.main(faults, ["tests/test_architectures.py", *trials.TESTS], compile_plainly) else 0
