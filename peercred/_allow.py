@@ -102,9 +102,9 @@ class AllowList:
                 closing the duplicate can block as close(2) can.)
         """
         if self.gids:
-            cred, groups, groups_error = kernel.peercred_and_groups(descriptor(conn))
+            cred, groups, groups_error = kernel.read_with_groups(descriptor(conn))
         else:
-            cred, groups, groups_error = kernel.peercred(descriptor(conn)), (), None
+            cred, groups, groups_error = kernel.read(descriptor(conn)), (), None
         if self._permits(cred, groups):
             return cred
         raise groups_error or PermissionError(
@@ -190,7 +190,7 @@ def _id(kind: str, id_: Any) -> int:
         if str.isdecimal(id_):
             raise ValueError(f"{id_!r} is a {kind} id in quotes: remove the quotes")
         try:
-            return kernel.id_of(kind, id_)
+            return kernel.look_up(kind, id_)
         except (KeyError, ValueError):
             raise ValueError(f"there is no {kind} named {id_!r}") from None
     if issubclass(type(id_), int) and not isinstance(id_, bool):

@@ -4,6 +4,10 @@
 # dataclasses imports re on CPython 3.15.
 from dataclasses import dataclass
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 PID_MAX = 2**31 - 1
 ID_MAX = 2**32 - 2  # 2**32 - 1 is -1, which the kernel uses for "nobody"
 
@@ -46,6 +50,24 @@ class Cred:
 
     def __reduce__(self) -> tuple[type["Cred"], tuple[int | None, int, int]]:
         return type(self), (self.pid, self.uid, self.gid)
+
+
+# What C has checked goes straight into the slots. The constructor takes far
+# longer, and would check it again.
+_new = object.__new__
+_set_pid, _set_uid, _set_gid = (vars(Cred)[name].__set__ for name in ("pid", "uid", "gid"))
+
+
+def cred_of(ucred: "Any") -> Cred | None:
+    """The Cred of a struct from C, or None if its pid is a negative result."""
+    pid = ucred.pid
+    if pid < 0:
+        return None
+    cred = _new(Cred)
+    _set_pid(cred, pid or None)
+    _set_uid(cred, ucred.uid)
+    _set_gid(cred, ucred.gid)
+    return cred
 
 
 def _checked(name: str, number: int, least: int, most: int) -> int:

@@ -19,85 +19,64 @@ from errno import (
     ESRCH,
 )
 
-from ._cred import Cred
+from ._cred import Cred, cred_of
 from ._errors import NoPeerError, UnsupportedError
 from ._libc import ffi, lib
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 # What is needed most, bound once: looking up an attribute of lib takes 50 ns.
 _peercred, _peercred_and_groups, _unpack = lib.peercred, lib.peercred_and_groups, ffi.unpack
-_new = ffi.new_allocator(should_clear_after_alloc=False)  # C fills it
+_allocate = ffi.new_allocator(should_clear_after_alloc=False)  # C fills it
 _gids, _chars = ffi.typeof("gid_t[]"), ffi.typeof("char[]")
 
-_FEW = 64  # groups: enough for nearly every process, as GROUPS_MAX is for all
+_FEW_GROUPS = 64  # groups: enough for nearly every process, as GROUPS_MAX is for all
 _SHORT, _LONG = 256, 2**20  # bytes of a label: enough for nearly all, and for all
 
-# Fill a Cred's slots directly. Its constructor takes far longer, and would
-# check again what C has checked.
-_new_object = object.__new__
-_set_pid, _set_uid, _set_gid = (vars(Cred)[name].__set__ for name in ("pid", "uid", "gid"))
 
-
-def cred_of(ucred: Any) -> Cred | None:
-    """The Cred of a struct from C, or None if its pid is a negative errno."""
-    pid = ucred.pid
-    if pid < 0:
-        return None
-    cred = _new_object(Cred)
-    _set_pid(cred, pid or None)
-    _set_uid(cred, ucred.uid)
-    _set_gid(cred, ucred.gid)
-    return cred
-
-
-def peercred(fd: int) -> Cred:
+def read(fd: int) -> Cred:
     """SO_PEERCRED."""
     ucred = _peercred(fd)
     cred = cred_of(ucred)
     if cred is None:
-        raise error(fd, ucred.pid, "SO_PEERCRED")
+        raise error_for(fd, ucred.pid, "SO_PEERCRED")
     return cred
 
 
-def peergroups(fd: int) -> tuple[int, ...]:
+def read_groups(fd: int) -> tuple[int, ...]:
     """SO_PEERGROUPS."""
-    gids = _new(_gids, _FEW)
-    count = lib.peergroups(fd, gids, _FEW)
+    gids = _allocate(_gids, _FEW_GROUPS)
+    count = lib.peergroups(fd, gids, _FEW_GROUPS)
     if count == -ERANGE:
-        gids = _new(_gids, lib.GROUPS_MAX)
+        gids = _allocate(_gids, lib.GROUPS_MAX)
         count = lib.peergroups(fd, gids, lib.GROUPS_MAX)
     if count < 0:
         raise _peer_error(fd, count, "SO_PEERGROUPS")
     return tuple(_unpack(gids, count))
 
 
-def peercred_and_groups(fd: int) -> tuple[Cred, tuple[int, ...], OSError | None]:
+def read_with_groups(fd: int) -> tuple[Cred, tuple[int, ...], OSError | None]:
     """SO_PEERCRED and SO_PEERGROUPS of one peer.
 
     If the groups cannot be read, they are empty and the error says why.
     """
-    gids = _new(_gids, _FEW)
-    peer = _peercred_and_groups(fd, gids, _FEW)
+    gids = _allocate(_gids, _FEW_GROUPS)
+    peer = _peercred_and_groups(fd, gids, _FEW_GROUPS)
     if peer.groups == -ERANGE:
-        gids = _new(_gids, lib.GROUPS_MAX)
+        gids = _allocate(_gids, lib.GROUPS_MAX)
         peer = _peercred_and_groups(fd, gids, lib.GROUPS_MAX)
     cred, count = cred_of(peer), peer.groups
     if cred is None:
-        raise error(fd, peer.pid, "SO_PEERCRED")
+        raise error_for(fd, peer.pid, "SO_PEERCRED")
     if count < 0:
         return cred, (), _peer_error(fd, count, "SO_PEERGROUPS")
     return cred, tuple(_unpack(gids, count)), None
 
 
-def peersec(fd: int) -> bytes:
+def read_label(fd: int) -> bytes:
     """SO_PEERSEC."""
-    chars = _new(_chars, _SHORT)
+    chars = _allocate(_chars, _SHORT)
     length = lib.peersec(fd, chars, _SHORT)
     if length == -ERANGE:
-        chars = _new(_chars, _LONG)
+        chars = _allocate(_chars, _LONG)
         length = lib.peersec(fd, chars, _LONG)
     if length < 0:
         raise _peer_error(fd, length, "SO_PEERSEC")
@@ -107,7 +86,7 @@ def peersec(fd: int) -> bytes:
     return label
 
 
-def peerpidfd(fd: int, opened: list[int]) -> None:
+def open_pidfd(fd: int, opened: list[int]) -> None:
     """SO_PEERPIDFD. The new descriptor is put into the list, which owns it."""
     # map() puts it into the list before a signal handler can raise.
     opened.extend(map(lib.peerpidfd, (fd,)))
@@ -129,7 +108,7 @@ def overflow_ids() -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-def id_of(kind: str, name: str) -> int:
+def look_up(kind: str, name: str) -> int:
     """getpwnam(3) if kind is "user", getgrnam(3) if it is "group".
 
     Raises KeyError if there is none.
@@ -141,7 +120,7 @@ def id_of(kind: str, name: str) -> int:
     return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid  # type: ignore[attr-defined, no-any-return, unused-ignore]
 
 
-def error(fd: int, result: int, option: str) -> OSError:
+def error_for(fd: int, result: int, call: str) -> OSError:
     """The exception for a negative errno.
 
     If there is no peer, getpeername(2) has said so. The questions here find out
@@ -155,19 +134,19 @@ def error(fd: int, result: int, option: str) -> OSError:
     if errno == ENOTCONN:
         return NoPeerError(ENOTCONN, f"descriptor {fd} is {_why_no_peer(fd)}")
     if errno == ENOPROTOOPT:
-        return UnsupportedError(ENOPROTOOPT, f"the running kernel, or its security module, does not support {option}")
+        return UnsupportedError(ENOPROTOOPT, f"the running kernel, or its security module, does not support {call}")
     if errno in (EBADF, ENOTSOCK):
         return OSError(errno, f"{os.strerror(errno)}: descriptor {fd} must be a Unix socket")
-    return OSError(errno, f"{os.strerror(errno)}: {option} of descriptor {fd}")
+    return OSError(errno, f"{os.strerror(errno)}: {call} of descriptor {fd}")
 
 
-def _peer_error(fd: int, result: int, option: str) -> OSError:
+def _peer_error(fd: int, result: int, call: str) -> OSError:
     """error(), for an option that fails without a peer.
 
     Its own errno may not say that there is no peer. SO_PEERCRED's does.
     """
     pid = _peercred(fd).pid
-    return error(fd, pid, "SO_PEERCRED") if pid < 0 else error(fd, result, option)
+    return error_for(fd, pid, "SO_PEERCRED") if pid < 0 else error_for(fd, result, call)
 
 
 def _why_no_peer(fd: int) -> str:

@@ -23,9 +23,9 @@ from errno import (
 from itertools import islice
 from typing import Any, TypeAlias
 
-from ._cred import Cred
+from ._cred import Cred, cred_of
 from ._libc import ffi, lib
-from ._linux import cred_of, error, overflow_ids
+from ._linux import error_for, overflow_ids
 from ._message import Message
 from ._owned import NOTHING, Owned
 
@@ -74,7 +74,7 @@ def enable(sock: socket.socket, creds: bool, pidfd: bool, label: bool, fds: bool
     if result < 0:
         names = [name for name, (bit, _) in _OPTIONS.items() if wanted & bit]
         lacking = [name for name in names if lib.int_option(fd, _OPTIONS[name][1]) == -ENOPROTOOPT]
-        raise error(fd, result, ", ".join(lacking or names))
+        raise error_for(fd, result, ", ".join(lacking or names))
 
 
 def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Message:
@@ -84,7 +84,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
         raise ValueError(f"max_fds must be from 0 to {_FDS_MAX} (the kernel's limit), not {max_fds}")
     enabled = _enabled(fd, _SENDER)
     if enabled < 0:
-        raise error(fd, enabled, "SO_PASSCRED")
+        raise error_for(fd, enabled, "SO_PASSCRED")
     # No more room than needed: stray descriptors that get in fill the table,
     # and closing one can block.
     size = _control_size(enabled, max_fds)
@@ -255,5 +255,5 @@ def _no_pidfd(payloads: dict[int, bytes], flags: int) -> OSError | None:
 def _is_stream(fd: int) -> bool:
     result = _enabled(fd, 0)  # refuses what is not a Unix socket
     if result < 0:
-        raise error(fd, result, "SO_DOMAIN")
+        raise error_for(fd, result, "SO_DOMAIN")
     return lib.int_option(fd, lib.SO_TYPE) == lib.SOCK_STREAM

@@ -74,7 +74,7 @@ def read(conn: Connection) -> Cred:
         unix(7), getpeername(2), credentials(7), user_namespaces(7),
         pid_namespaces(7). Linux 2.2 and later.
     """
-    return kernel.peercred(descriptor(conn))
+    return kernel.read(descriptor(conn))
 
 
 def read_groups(conn: Connection) -> tuple[int, ...]:
@@ -108,7 +108,7 @@ def read_groups(conn: Connection) -> tuple[int, ...]:
     References:
         setgroups(2), user_namespaces(7). Linux 4.13 and later.
     """
-    return kernel.peergroups(descriptor(conn))
+    return kernel.read_groups(descriptor(conn))
 
 
 def read_label(conn: Connection) -> bytes:
@@ -144,7 +144,7 @@ def read_label(conn: Connection) -> bytes:
     References:
         unix(7), selinux(8), apparmor(7). Linux 2.6.2 and later.
     """
-    return kernel.peersec(descriptor(conn))
+    return kernel.read_label(descriptor(conn))
 
 
 def open_pidfd(conn: Connection) -> int:
@@ -186,7 +186,7 @@ def open_pidfd(conn: Connection) -> int:
     """
     opened: list[int] = []
     try:
-        kernel.peerpidfd(descriptor(conn), opened)
+        kernel.open_pidfd(descriptor(conn), opened)
         return opened[0]
     except BaseException:  # a signal handler may raise as well
         for pidfd in opened:

@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from ._message import Message
 
 
-def peercred(fd: int) -> Cred:
+def read(fd: int) -> Cred:
     raise _error()
 
 
-def peergroups(fd: int) -> tuple[int, ...]:
+def read_groups(fd: int) -> tuple[int, ...]:
     raise _error()
 
 
-def peercred_and_groups(fd: int) -> tuple[Cred, tuple[int, ...], OSError | None]:
+def read_with_groups(fd: int) -> tuple[Cred, tuple[int, ...], OSError | None]:
     raise _error()
 
 
-def peersec(fd: int) -> bytes:
+def read_label(fd: int) -> bytes:
     raise _error()
 
 
-def peerpidfd(fd: int, opened: list[int]) -> None:
+def open_pidfd(fd: int, opened: list[int]) -> None:
     raise _error()
 
 
@@ -46,7 +46,7 @@ def overflow_ids() -> tuple[int, int]:
     raise _error()
 
 
-def id_of(kind: str, name: str) -> int:
+def look_up(kind: str, name: str) -> int:
     raise _error()
 
 
