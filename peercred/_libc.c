@@ -69,7 +69,15 @@ static void close_without_gil(int fd)
 /* A function that fails returns its errno, negated, as its result or as the pid
    of its struct. (An unsigned 32-bit answer needs a wider result, such as
    int64_t.) cffi's saved errno would not do: a signal handler may overwrite it
-   before Python reads it. */
+   before Python reads it.
+
+   If it was not the option asked for that failed, the result is less by one of
+   these, which says what did. The kernel has no greater errno than ERRNO_MAX. */
+#define ERRNO_MAX 4095
+#define IN_GETPEERNAME (1 * (ERRNO_MAX + 1))
+#define IN_DUPFD (2 * (ERRNO_MAX + 1))
+#define IN_SO_TYPE (3 * (ERRNO_MAX + 1))
+#define IN_SO_DOMAIN (4 * (ERRNO_MAX + 1))
 
 /* Asks for an option, and returns the answer's length or a negative errno. It
    may be shorter than the buffer: the caller must check that. The buffer starts
@@ -94,13 +102,13 @@ static int int_option(int fd, int option)
     return length == (int)sizeof value && value >= 0 ? value : -EPROTO;
 }
 
-/* Is the socket connected, to one Unix socket? 0, or a negative errno.
+/* Is the socket connected, to one Unix socket? 0, or a negative result.
 
    SO_PEER* also succeed without a peer. A listening socket answers with its own
    ids, and so does a Bluetooth socket, connected or not. A datagram socketpair
    still names its maker after it has been connected elsewhere, but then its
    peer has an address. */
-static int has_peer(int fd)
+static int check_peer(int fd)
 {
     struct sockaddr_un address;
     socklen_t length = sizeof address;
@@ -108,28 +116,30 @@ static int has_peer(int fd)
 
     address.sun_family = AF_UNSPEC;
     if (getpeername(fd, (struct sockaddr *)&address, &length) != 0)
-        return -errno;
+        return -errno - IN_GETPEERNAME;
+    if (address.sun_family == AF_UNSPEC) /* nothing has been written */
+        return -EPROTO - IN_GETPEERNAME;
     if (address.sun_family != AF_UNIX)
         return -EAFNOSUPPORT;
     if (length <= offsetof(struct sockaddr_un, sun_path))
         return 0;
     type = int_option(fd, SO_TYPE);
-    return type == SOCK_DGRAM ? -ENOTCONN : type < 0 ? type : 0;
+    if (type < 0)
+        return type - IN_SO_TYPE;
+    return type == SOCK_DGRAM ? -ENOTCONN : 0;
 }
 
 /* The same as ask(), if the socket has a peer. Look for the peer last: a thread
-   can make the socket listen at any moment, unless it is connected. */
+   can make the socket listen at any moment, unless it is connected. If there is
+   none, say that first: the option's own errno differs, or is "unsupported". */
 static int ask_peer(int fd, int option, void *value, socklen_t size)
 {
-    int error, length = ask(fd, option, value, size);
+    int length = ask(fd, option, value, size), error = check_peer(fd);
 
-    if (length < 0)
-        return length;
-    error = has_peer(fd);
     return error < 0 ? error : length;
 }
 
-/* No credentials: the pid is a negative errno. */
+/* No credentials: the pid is a negative result. */
 static struct ucred refused(int error)
 {
     struct ucred cred;
@@ -140,10 +150,11 @@ static struct ucred refused(int error)
     return cred;
 }
 
-/* The kernel reports "nobody" as a success, with ids of -1. */
+/* The kernel reports "nobody" as a success, with ids of -1. Its pids are from 0
+   up: if this one is not, nothing has been written. */
 static struct ucred checked(struct ucred cred, int length, int nobody)
 {
-    if (length != (int)sizeof cred)
+    if (length != (int)sizeof cred || cred.pid < 0)
         return refused(length < 0 ? length : -EPROTO);
     return cred.uid == (uid_t)-1 || cred.gid == (gid_t)-1 ? refused(nobody) : cred;
 }
@@ -156,17 +167,24 @@ static struct ucred peercred(int fd)
     return checked(cred, length, -ENOTCONN);
 }
 
-/* The number of groups, or a negative errno (-ERANGE: too little room). */
-static int number_of_groups(int length)
+/* The number of groups, or a negative result (-ERANGE: too little room). The
+   kernel writes no -1. */
+static int number_of_groups(const gid_t *gids, int length)
 {
-    const int size = sizeof(gid_t);
+    const int size = sizeof *gids;
+    int i;
 
-    return length < 0 ? length : length % size == 0 ? length / size : -EPROTO;
+    if (length < 0)
+        return length;
+    for (i = 0; i < length / size; i++)
+        if (gids[i] == (gid_t)-1)
+            return -EPROTO;
+    return length % size == 0 ? i : -EPROTO;
 }
 
 static int peergroups(int fd, gid_t *gids, int count)
 {
-    return number_of_groups(ask_peer(fd, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
+    return number_of_groups(gids, ask_peer(fd, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
 }
 
 /* A struct ucred, and what peergroups() says. */
@@ -178,38 +196,47 @@ struct peer {
 };
 
 /* Credentials and groups of one peer. Another thread may replace the descriptor
-   at any moment, so ask a duplicate of our own. When it is closed, it may be the
-   last descriptor of its socket. */
+   at any moment, so ask a duplicate of our own. It must not become number 2 of a
+   process without standard error: what another thread logs would go to the
+   peer. When it is closed, it may be the last descriptor of its socket. */
 static struct peer peercred_and_groups(int fd, gid_t *gids, int count)
 {
-    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-    struct ucred cred = own < 0 ? refused(-errno) : peercred(own);
-    struct peer peer = {cred.pid, cred.uid, cred.gid, 0};
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 3), length, groups, error;
+    struct ucred cred;
 
-    if (own < 0)
-        return peer;
-    peer.groups = number_of_groups(ask(own, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
+    if (own < 0) {
+        /* EINVAL: no number from 3 up is allowed (RLIMIT_NOFILE). */
+        error = errno == EINVAL ? EMFILE : errno;
+        cred = refused(-error - IN_DUPFD);
+        return (struct peer){cred.pid, cred.uid, cred.gid, 0};
+    }
+    length = ask(own, SO_PEERCRED, &cred, sizeof cred);
+    groups = number_of_groups(gids, ask(own, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
+    error = check_peer(own);
     close_without_gil(own);
-    return peer;
+    cred = checked(cred, error < 0 ? error : length, -ENOTCONN);
+    return (struct peer){cred.pid, cred.uid, cred.gid, groups};
 }
 
+/* The length of the label, or a negative result. */
 static int peersec(int fd, char *label, socklen_t size)
 {
-    return ask_peer(fd, SO_PEERSEC, label, size);
+    int length = ask_peer(fd, SO_PEERSEC, label, size);
+
+    /* No security module's label ends so: this byte has not been written. */
+    return length > 0 && label[length - 1] == (char)0xff ? -EPROTO : length;
 }
 
-/* A new descriptor, or a negative errno. With less room than an int, the kernel
+/* A new descriptor, or a negative result. With less room than an int, the kernel
    would make a descriptor and cut off its number. */
 static int peerpidfd(int fd)
 {
-    int error, pidfd = int_option(fd, SO_PEERPIDFD);
+    int pidfd = int_option(fd, SO_PEERPIDFD), error = check_peer(fd);
 
-    if (pidfd < 0)
-        return pidfd;
-    error = has_peer(fd);
     if (error == 0)
         return pidfd;
-    close(pidfd); /* a listening socket gave one of this process */
+    if (pidfd >= 0)
+        close(pidfd); /* a listening socket gave one of this process */
     return error;
 }
 

@@ -28,8 +28,21 @@ _peercred, _peercred_and_groups, _unpack = lib.peercred, lib.peercred_and_groups
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)  # C fills it
 _gids, _chars = ffi.typeof("gid_t[]"), ffi.typeof("char[]")
 
-_FEW_GROUPS = 64  # groups: enough for nearly every process, as GROUPS_MAX is for all
-_SHORT, _LONG = 256, 2**20  # bytes of a label: enough for nearly all, and for all
+# What is asked beside the option: see _libc.c.
+_OTHER_CALLS = {
+    lib.IN_GETPEERNAME: "getpeername(2)",
+    lib.IN_DUPFD: "F_DUPFD_CLOEXEC",
+    lib.IN_SO_TYPE: "SO_TYPE",
+    lib.IN_SO_DOMAIN: "SO_DOMAIN",
+}
+_FAMILIES = {
+    getattr(lib, name): name for name in ("AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET", "AF_BLUETOOTH", "AF_VSOCK")
+}
+
+_FEW_GROUPS = 64  # enough for nearly every process, as GROUPS_MAX is for all
+# Enough for nearly all labels, and for all: AppArmor's can be longer than those
+# that come with messages (LABEL_MAX).
+_SHORT_LABEL, _LONG_LABEL = 256, 2**20
 
 
 def read(fd: int) -> Cred:
@@ -49,7 +62,7 @@ def read_groups(fd: int) -> tuple[int, ...]:
         gids = _allocate(_gids, lib.GROUPS_MAX)
         count = lib.peergroups(fd, gids, lib.GROUPS_MAX)
     if count < 0:
-        raise _peer_error(fd, count, "SO_PEERGROUPS")
+        raise error_for(fd, count, "SO_PEERGROUPS")
     return tuple(_unpack(gids, count))
 
 
@@ -67,19 +80,19 @@ def read_with_groups(fd: int) -> tuple[Cred, tuple[int, ...], OSError | None]:
     if cred is None:
         raise error_for(fd, peer.pid, "SO_PEERCRED")
     if count < 0:
-        return cred, (), _peer_error(fd, count, "SO_PEERGROUPS")
+        return cred, (), error_for(fd, count, "SO_PEERGROUPS")
     return cred, tuple(_unpack(gids, count)), None
 
 
 def read_label(fd: int) -> bytes:
     """SO_PEERSEC."""
-    chars = _allocate(_chars, _SHORT)
-    length = lib.peersec(fd, chars, _SHORT)
+    chars = _allocate(_chars, _SHORT_LABEL)
+    length = lib.peersec(fd, chars, _SHORT_LABEL)
     if length == -ERANGE:
-        chars = _allocate(_chars, _LONG)
-        length = lib.peersec(fd, chars, _LONG)
+        chars = _allocate(_chars, _LONG_LABEL)
+        length = lib.peersec(fd, chars, _LONG_LABEL)
     if length < 0:
-        raise _peer_error(fd, length, "SO_PEERSEC")
+        raise error_for(fd, length, "SO_PEERSEC")
     label: bytes = _unpack(chars, length).removesuffix(b"\0")
     if not label:
         raise OSError(ENODATA, "the security module has recorded an empty label")
@@ -96,7 +109,7 @@ def open_pidfd(fd: int, opened: list[int]) -> None:
             raise ProcessLookupError(
                 ESRCH, "the peer is gone, and this kernel can no longer identify it (Linux 6.16 can)"
             )
-        raise _peer_error(fd, result, "SO_PEERPIDFD")
+        raise error_for(fd, result, "SO_PEERPIDFD")
 
 
 def overflow_ids() -> tuple[int, int]:
@@ -121,16 +134,16 @@ def look_up(kind: str, name: str) -> int:
 
 
 def error_for(fd: int, result: int, call: str) -> OSError:
-    """The exception for a negative errno.
+    """The exception for a negative result of C.
 
-    If there is no peer, getpeername(2) has said so. The questions here find out
-    why.
+    The call has already failed. These queries only choose the words.
     """
-    errno, family = -result, lib.int_option(fd, lib.SO_DOMAIN)
+    errno = -result & lib.ERRNO_MAX
+    call = _OTHER_CALLS.get(-result - errno, call)
+    family = lib.int_option(fd, lib.SO_DOMAIN)
     if errno == EAFNOSUPPORT or (family >= 0 and family != lib.AF_UNIX):
-        return NoPeerError(
-            EAFNOSUPPORT, f"only Unix sockets have peer credentials, and descriptor {fd} has address family {family}"
-        )
+        what = _FAMILIES.get(family, f"address family {family}" if family >= 0 else "not one")
+        return NoPeerError(EAFNOSUPPORT, f"only Unix sockets have peer credentials, and descriptor {fd} is {what}")
     if errno == ENOTCONN:
         return NoPeerError(ENOTCONN, f"descriptor {fd} is {_why_no_peer(fd)}")
     if errno == ENOPROTOOPT:
@@ -138,15 +151,6 @@ def error_for(fd: int, result: int, call: str) -> OSError:
     if errno in (EBADF, ENOTSOCK):
         return OSError(errno, f"{os.strerror(errno)}: descriptor {fd} must be a Unix socket")
     return OSError(errno, f"{os.strerror(errno)}: {call} of descriptor {fd}")
-
-
-def _peer_error(fd: int, result: int, call: str) -> OSError:
-    """error(), for an option that fails without a peer.
-
-    Its own errno may not say that there is no peer. SO_PEERCRED's does.
-    """
-    pid = _peercred(fd).pid
-    return error_for(fd, pid, "SO_PEERCRED") if pid < 0 else error_for(fd, result, call)
 
 
 def _why_no_peer(fd: int) -> str:

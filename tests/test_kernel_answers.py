@@ -130,9 +130,16 @@ def test_credentials_of_another_length_are_refused(ask, length):
 
 def test_what_the_kernel_leaves_unwritten_is_nobody(ask):
     """Bytes that the kernel does not write are nobody's, and not root's."""
-    for written in (b"", bytes(4), bytes(8)):
+    for written in (bytes(4), bytes(8)):
         answer = ask("read", socket.SO_PEERCRED, written, length=12)
         assert answer.startswith(f"NoPeerError {errno.ENOTCONN} ")
+
+
+@pytest.mark.parametrize("pid", [-1, -errno.EPERM, -(2**31)])
+def test_negative_pid_is_refused(ask, pid):
+    """A pid below 0 is no answer, and is not taken for an errno."""
+    answer = ask("read", socket.SO_PEERCRED, struct.pack("iII", pid, 0, 0))
+    assert answer.startswith(f"OSError {errno.EPROTO} ")
 
 
 @pytest.mark.parametrize("length", [260, 2**18 + 4, 2**31 - 4, -4])

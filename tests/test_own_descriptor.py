@@ -72,8 +72,10 @@ FCNTL(fcntl64)
 """
 
 PROGRAM = """
-import errno, socket, peercred
+import errno, os, socket, peercred
 ours, theirs = socket.socketpair()
+for number in os.environ.get("CLOSE", "").split():
+    os.close(int(number))
 try:
     peercred.AllowList(gids={2**32 - 2}).require(ours)
 except OSError as error:
@@ -103,6 +105,17 @@ def test_asked_both_questions_and_closed(run):
     assert closed == f"closed {own}, lock released"
     assert re.fullmatch(r"refused \d+ PermissionError EACCES", refused)
     assert own not in refused.split()
+
+
+@needs_cpython("PyPy has released its lock by itself")
+@pytest.mark.parametrize("closed", ["2", "0 2"])
+def test_its_number_is_none_of_the_standard_streams(run, closed):
+    """A daemon without standard error never logs to its peer.
+
+    Number 2 would be the connection for a moment, and another thread may log.
+    """
+    _, asked, _, _ = run(CLOSE=closed)
+    assert int(asked.split()[1].rstrip(",")) >= 3
 
 
 def test_full_table(run):

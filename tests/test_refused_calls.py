@@ -1,0 +1,160 @@
+"""System calls that the kernel refuses, or pretends to have done.
+
+A sandbox does that (seccomp(2)).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+
+import pytest
+from peers import SO_PEERGROUPS, SO_PEERPIDFD, call, needs_pidfd, outcome
+from seccomp import needs_seccomp, refuse
+
+import peercred
+from peercred import AllowList
+
+F_DUPFD_CLOEXEC = 1030
+GROUP = 2**32 - 2  # which nobody is in
+
+
+def by_group(conn):
+    return AllowList(gids={GROUP}).require(conn)
+
+
+QUESTIONS = {
+    "SO_PEERCRED": (peercred.read, socket.SO_PEERCRED),
+    "SO_PEERGROUPS": (peercred.read_groups, SO_PEERGROUPS),
+    "SO_PEERSEC": (peercred.read_label, socket.SO_PEERSEC),
+    "SO_PEERPIDFD": (peercred.open_pidfd, SO_PEERPIDFD),
+}
+FUNCTIONS = [*(function for function, _ in QUESTIONS.values()), by_group]
+
+
+def said(function, conn, *refused):
+    """The error of a function where a call is refused, in a child."""
+
+    def child():
+        AllowList(gids={GROUP})  # what it needs from /proc is asked before
+        refuse(*refused)
+        try:
+            return function(conn)
+        except OSError as error:
+            return type(error), error.errno, str(error)
+
+    return call(child)
+
+
+def option(number):
+    """The argument of getsockopt(2) that is an option."""
+    return 2, int(number)
+
+
+@needs_seccomp
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_refused_option(pair, name):
+    """The error names the option that is refused."""
+    function, number = QUESTIONS[name]
+    kind, number, text = said(function, pair[0], "getsockopt", errno.EPERM, option(number))
+    assert (kind, number) == (PermissionError, errno.EPERM)
+    assert f"{name} of descriptor {pair[0].fileno()}" in text
+
+
+@needs_seccomp
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EINVAL])
+def test_refused_getpeername(pair, function, number):
+    """The error names getpeername(2), whatever was asked.
+
+    EINVAL of it does not mean that the peer is gone.
+    """
+    kind, found, text = said(function, pair[0], "getpeername", number)
+    assert (kind, found) == (type(OSError(number, "")), number)
+    assert text.endswith(f"getpeername(2) of descriptor {pair[0].fileno()}")
+
+
+@needs_seccomp
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_refused_type(pair, function):
+    """The error names SO_TYPE, which decides if the peer has an address."""
+    pair[1].bind("")
+    kind, number, text = said(function, pair[0], "getsockopt", errno.EPERM, option(socket.SO_TYPE))
+    assert (kind, number) == (PermissionError, errno.EPERM)
+    assert text.endswith(f"SO_TYPE of descriptor {pair[0].fileno()}")
+
+
+@needs_seccomp
+def test_refused_duplicate(pair):
+    """The error of a list with groups names the duplicate that is refused."""
+    kind, number, text = said(by_group, pair[0], "fcntl", errno.EPERM, (1, F_DUPFD_CLOEXEC))
+    assert (kind, number) == (PermissionError, errno.EPERM)
+    assert text.endswith(f"F_DUPFD_CLOEXEC of descriptor {pair[0].fileno()}")
+
+
+@needs_seccomp
+@pytest.mark.parametrize("name", QUESTIONS)
+@pytest.mark.parametrize("connected", [True, False])
+def test_option_that_only_seems_to_succeed(pair, name, connected):
+    """An answer that the kernel has not written is none: EPROTO.
+
+    A socket without a peer is still told to be one.
+    """
+    function, number = QUESTIONS[name]
+    with socket.socket(socket.AF_UNIX) as lonely:
+        conn = pair[0] if connected else lonely
+        kind, found, text = said(function, conn, "getsockopt", 0, option(number))
+        expected = (OSError, errno.EPROTO) if connected else (peercred.NoPeerError, errno.ENOTCONN)
+        assert (kind, found) == expected
+        assert connected == text.endswith(f"{name} of descriptor {conn.fileno()}")
+
+
+@needs_seccomp
+@pytest.mark.parametrize("refused", [option(socket.SO_PEERCRED), option(SO_PEERGROUPS), None])
+def test_groups_that_only_seem_to_be_read(pair, refused):
+    """A list with groups lets nobody in by an answer that is not written.
+
+    Not even if it lists every group that there can be.
+    """
+    everyone = AllowList(gids=range(2**32 - 1))
+    kind, number, _ = said(AllowList(gids={GROUP}).require, pair[0], "getsockopt", 0, refused)
+    assert (kind, number) == (OSError, errno.EPROTO)
+    if refused != option(SO_PEERGROUPS):  # otherwise the primary group is a real one
+        assert said(everyone.require, pair[0], "getsockopt", 0, refused)[:2] == (OSError, errno.EPROTO)
+
+
+@needs_seccomp
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_getpeername_that_only_seems_to_succeed(pair, function):
+    """Without an address that the kernel has written, there is no answer."""
+    kind, number, text = said(function, pair[0], "getpeername", 0)
+    assert (kind, number) == (OSError, errno.EPROTO)
+    assert text.endswith(f"getpeername(2) of descriptor {pair[0].fileno()}")
+
+
+@needs_seccomp
+@needs_pidfd
+def test_no_descriptor_is_left(pair):
+    """A pidfd without word on the connection is closed."""
+
+    def child():
+        refuse("getpeername", errno.EPERM)
+        before = os.listdir("/proc/self/fd")
+        failure = outcome(peercred.open_pidfd, pair[0])
+        return failure, os.listdir("/proc/self/fd") == before
+
+    assert call(child) == ((PermissionError, errno.EPERM), True)
+
+
+@pytest.mark.parametrize("limit", [0, 3])
+def test_no_number_is_allowed(pair, limit):
+    """A process that may open nothing has a full table: EMFILE."""
+
+    def child():
+        allowed = AllowList(gids={GROUP})
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        return outcome(allowed.require, pair[0])
+
+    assert call(child) == (OSError, errno.EMFILE)
