@@ -263,7 +263,7 @@ static int enabled(int fd, int options)
     int i, on, bits = 0, family = int_option(fd, SO_DOMAIN);
 
     if (family < 0)
-        return family;
+        return family - IN_SO_DOMAIN;
     if (family != AF_UNIX)
         return -EAFNOSUPPORT;
     for (i = 0; i < PASS_OPTIONS; i++) {

@@ -15,7 +15,7 @@ from peers import SO_PEERGROUPS, SO_PEERPIDFD, call, needs_pidfd, outcome
 from seccomp import needs_seccomp, refuse
 
 import peercred
-from peercred import AllowList
+from peercred import AllowList, messages
 
 F_DUPFD_CLOEXEC = 1030
 GROUP = 2**32 - 2  # which nobody is in
@@ -92,6 +92,17 @@ def test_refused_duplicate(pair):
     kind, number, text = said(by_group, pair[0], "fcntl", errno.EPERM, (1, F_DUPFD_CLOEXEC))
     assert (kind, number) == (PermissionError, errno.EPERM)
     assert text.endswith(f"F_DUPFD_CLOEXEC of descriptor {pair[0].fileno()}")
+
+
+@needs_seccomp
+@pytest.mark.parametrize(
+    "function", [lambda sock: messages.enable(sock, pidfd=True), lambda sock: messages.send(sock, b"x")]
+)
+def test_refused_family(pair, function):
+    """The error of a question about messages names SO_DOMAIN."""
+    kind, number, text = said(function, pair[0], "getsockopt", errno.EPERM, option(socket.SO_DOMAIN))
+    assert (kind, number) == (PermissionError, errno.EPERM)
+    assert text.endswith(f"SO_DOMAIN of descriptor {pair[0].fileno()}")
 
 
 @needs_seccomp
