@@ -6,7 +6,7 @@
     peercred.open_pidfd(conn)   # 7
 
     allowed = peercred.AllowList(uids={0, "alice"}, gids={"docker"})
-    allowed.require(conn)       # a Cred, or PermissionError
+    allowed.require(conn)       # a Cred, or NotAllowedError
 
 Each function asks the Linux kernel what it recorded when the connection
 was made. `help(peercred.read)` says what an answer proves, and what it
@@ -23,7 +23,7 @@ raises UnsupportedError.
 from ._allow import AllowList
 from ._cred import Cred
 from ._descriptor import Connection
-from ._errors import NoPeerError, UnsupportedError
+from ._errors import NoPeerError, NotAllowedError, UnsupportedError
 from ._read import open_pidfd, read, read_groups, read_label
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Connection",
     "Cred",
     "NoPeerError",
+    "NotAllowedError",
     "UnsupportedError",
     "open_pidfd",
     "read",

@@ -1,24 +1,33 @@
 """AllowList: which peers are let in."""
 
-from __future__ import annotations
-
-import errno
+# No `from __future__ import annotations` here: see _cred.py.
+import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from operator import index
 
-from ._cred import ID_MAX, Cred
+from ._cred import ID_MAX, Cred, as_int, check_cred
 from ._descriptor import Connection, descriptor
-from ._platform import kernel
+from ._errors import NotAllowedError
 
-TYPE_CHECKING = False  # type checkers take it for True; importing typing is slow
+TYPE_CHECKING = False  # type checkers take it for True
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeGuard
+else:  # importing typing is slow
+    TypeGuard = {Cred: bool}
 
-# Short names, because help() shows them.
+if TYPE_CHECKING or sys.platform == "linux":
+    from . import _linux as kernel
+else:
+    from . import _unsupported as kernel
+
+# Quoted in signatures, so that help() shows these names and not what they stand
+# for.
 Ids = Iterable[int | str]
 Gids = Iterable[int]
 
 
+@dataclass(frozen=True, init=False, repr=False)
 class AllowList:
     """The users and groups that are let in. An immutable value.
 
@@ -30,18 +39,17 @@ class AllowList:
     list refuses everyone, and root is no exception.
 
     Names are looked up when the list is made (getpwnam(3), getgrnam(3)),
-    never later. The attributes `uids` and `gids` hold the numbers: as the
-    range that you gave, however long it is, or else as a frozenset.
+    never later. The attributes `uids` and `gids` hold numbers: the `range`
+    you gave, or otherwise a frozenset.
 
     The numbers count in the user namespace where the list is made. If the
     process enters another one, make the list there. A copied or unpickled
     list is checked again, like a new one.
 
-    The overflow ids (/proc/sys/kernel/overflowuid and overflowgid, usually
-    65534) never match, not even in a range, and you cannot list them. All
-    users without a mapping in the reader's user namespace read as that
-    number. If the server itself had no mapping, `uids={os.geteuid()}`
-    would let them all in.
+    The overflow ids (usually 65534) never match, not even in a range, and
+    you cannot list them. Every user without a mapping in the reader's user
+    namespace reads as that number. If the server itself had no mapping,
+    `uids={os.geteuid()}` would let them all in.
 
     Args:
         uids: The effective user ids to let in, as ints or user names: any
@@ -55,8 +63,8 @@ class AllowList:
         ValueError: An unknown name, a number in quotes, an overflow id, or
             a number that is not from 0 to 4294967294.
         UnsupportedError: ENOTSUP: this is not Linux.
-        OSError: ENOENT: /proc/sys/kernel is missing, so the overflow ids
-            are not known.
+        OSError: EMFILE, ENFILE: the table of descriptors is full. The
+            kernel is asked for the overflow ids, which takes two.
 
     References:
         user_namespaces(7), proc_sys_kernel(5).
@@ -66,10 +74,13 @@ class AllowList:
 
     uids: frozenset[int] | range
     gids: frozenset[int] | range
-    _overflow_uid: int
-    _overflow_gid: int
+    if TYPE_CHECKING:  # they are no fields
+        _overflow_uid: int
+        _overflow_gid: int
 
-    def __init__(self, uids: Ids = (), gids: Ids = ()) -> None:
+    __module__ = "peercred"
+
+    def __init__(self, uids: "Ids" = (), gids: "Ids" = ()) -> None:
         overflow_uid, overflow_gid = kernel.overflow_ids()
         set_ = object.__setattr__
         set_(self, "uids", _ids("user", uids, overflow_uid))
@@ -77,7 +88,7 @@ class AllowList:
         set_(self, "_overflow_uid", overflow_uid)
         set_(self, "_overflow_gid", overflow_gid)
 
-    def require(self, conn: Connection) -> Cred:
+    def require(self, conn: "Connection") -> Cred:
         """Return the peer of a connection if it is on the list, or raise.
 
         This asks what `read` asks and, if the list has `gids`, also what
@@ -92,8 +103,8 @@ class AllowList:
             The peer's `Cred`.
 
         Raises:
-            PermissionError: EACCES: the peer is not on the list. The
-                message says who it is.
+            NotAllowedError: EACCES: the peer is not on the list. Its `cred`
+                says who it is, and so does the message.
             OSError, TypeError, ValueError: As for `read`, and as for
                 `read_groups` if only a group could let the peer in.
             OSError: EMFILE, ENFILE: the table of descriptors is full. For
@@ -107,11 +118,9 @@ class AllowList:
             cred, groups, groups_error = kernel.read(descriptor(conn)), (), None
         if self._permits(cred, groups):
             return cred
-        raise groups_error or PermissionError(
-            errno.EACCES, f"not on the allow-list: pid {cred.pid}, uid {cred.uid}, gid {cred.gid}"
-        )
+        raise groups_error or NotAllowedError(cred)
 
-    def permits(self, cred: Cred | None, groups: Gids = ()) -> bool:
+    def permits(self, cred: Cred | None, groups: "Gids" = ()) -> TypeGuard[Cred]:
         """Is this process on the list?
 
         This is the decision of `require` without the connection. Use it
@@ -124,18 +133,16 @@ class AllowList:
 
         Returns:
             True if `cred.uid` is in `uids`, or if `cred.gid` or one of
-            `groups` is in `gids`. An overflow id never matches.
+            `groups` is in `gids`. An overflow id never matches. To a type
+            checker, True also says that `cred` is not None.
 
         Raises:
             TypeError: `cred` is neither a `Cred` nor None, or `groups` is
                 not an iterable of ints.
         """
-        if cred is None:
-            return False
-        if not issubclass(type(cred), Cred):  # __class__ can lie, as a mock's does
-            raise TypeError(f"cred must be a peercred.Cred or None, not {cred!r}")
+        check_cred(cred)
         _check_iterable("groups", groups, "ints")
-        return self._permits(cred, map(index, groups))
+        return cred is not None and self._permits(cred, map(index, groups))
 
     def _permits(self, cred: Cred, groups: Gids) -> bool:
         if cred.uid in self.uids and cred.uid != self._overflow_uid:
@@ -151,51 +158,50 @@ class AllowList:
     def __repr__(self) -> str:
         return f"AllowList(uids={_shown(self.uids)}, gids={_shown(self.gids)})"
 
-    def __eq__(self, other: object) -> bool:
-        return (self.uids, self.gids) == (other.uids, other.gids) if isinstance(other, AllowList) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash((self.uids, self.gids))
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"an AllowList is immutable: make a new one instead of changing {name!r}")
-
-    def __delattr__(self, name: str) -> None:
-        self.__setattr__(name, None)
-
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> "tuple[Any, ...]":
         return type(self), (self.uids, self.gids)
 
 
 def _ids(kind: str, ids: Ids, overflow: int) -> frozenset[int] | range:
     _check_iterable(f"{kind[0]}ids", ids, "ints and names")
     if type(ids) is range:
-        checked: Iterable[int] = (ids[0], ids[-1]) if ids else ()
-        result: frozenset[int] | range = ids
-    else:
-        checked = result = frozenset(_id(kind, id_) for id_ in ids)
-        if overflow in result:
-            raise ValueError(
-                f"{overflow} is the overflow {kind} id, which all {kind}s without a mapping in this user namespace "
-                f"share, so it cannot be let in: give the service a {kind} of its own"
-            )
-    for id_ in checked:
-        if not 0 <= id_ <= ID_MAX:
-            raise ValueError(f"a {kind} id must be from 0 to {ID_MAX}, not {id_}")
-    return result
+        for number in (ids[0], ids[-1]) if ids else ():
+            _check_bounds(kind, number)
+        return ids
+    # Each as it comes: an iterable that never ends may begin with a bad one.
+    return frozenset(_id(kind, id_, overflow) for id_ in ids)
 
 
-def _id(kind: str, id_: Any) -> int:
-    if issubclass(type(id_), str):
-        if str.isdecimal(id_):
-            raise ValueError(f"{id_!r} is a {kind} id in quotes: remove the quotes")
-        try:
-            return kernel.look_up(kind, id_)
-        except (KeyError, ValueError):
-            raise ValueError(f"there is no {kind} named {id_!r}") from None
-    if issubclass(type(id_), int) and not isinstance(id_, bool):
-        return int.__index__(id_)
-    raise TypeError(f"a {kind} must be an int or a name, not {id_!r}")
+def _id(kind: str, id_: object, overflow: int) -> int:
+    number = _look_up(kind, id_) if issubclass(type(id_), str) else as_int(id_)
+    if number is None:
+        raise TypeError(f"a {kind} must be an int or a name, not {id_!r}")
+    _check_bounds(kind, number)
+    if number == overflow:
+        raise ValueError(
+            f"{overflow} is the overflow {kind} id, shared by every {kind} without a mapping here, so it cannot be "
+            f"listed: give the service its own {kind}"
+        )
+    return number
+
+
+def _look_up(kind: str, name: "Any") -> int:
+    """getpwnam(3) if kind is "user", getgrnam(3) if it is "group"."""
+    import grp
+    import pwd
+
+    if str.isdecimal(name):
+        raise ValueError(f"{name!r} is a {kind} id in quotes: remove the quotes")
+    try:
+        # Type checkers know neither module on Windows.
+        return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid  # type: ignore[attr-defined, no-any-return, unused-ignore]
+    except (KeyError, ValueError):
+        raise ValueError(f"there is no {kind} named {name!r}") from None
+
+
+def _check_bounds(kind: str, number: int) -> None:
+    if not 0 <= number <= ID_MAX:
+        raise ValueError(f"a {kind} id must be from 0 to {ID_MAX}, not {number}")
 
 
 def _check_iterable(name: str, ids: object, what: str) -> None:

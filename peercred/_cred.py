@@ -41,6 +41,9 @@ class Cred:
     uid: int
     gid: int
 
+    # What tracebacks show and pickles store: a module here may be renamed.
+    __module__ = "peercred"
+
     def __post_init__(self) -> None:
         put = object.__setattr__
         if self.pid is not None:
@@ -70,10 +73,25 @@ def cred_of(ucred: "Any") -> Cred | None:
     return cred
 
 
-def _checked(name: str, number: int, least: int, most: int) -> int:
-    if not issubclass(type(number), int) or isinstance(number, bool):
-        raise TypeError(f"{name} must be an int{' or None' * (name == 'pid')}, not {number!r}")
-    number = int.__index__(number)  # a subclass may compare as it likes
+def check_cred(cred: object) -> None:
+    """Refuse what is neither a Cred nor None."""
+    if cred is not None and not issubclass(type(cred), Cred):  # __class__ can lie, as a mock's does
+        raise TypeError(f"cred must be a peercred.Cred or None, not {cred!r}")
+
+
+def as_int(value: "Any") -> int | None:
+    """The plain int of an int, or None. A bool is no int here.
+
+    An int of another class may compare as it likes.
+    """
+    return int.__index__(value) if issubclass(type(value), int) and type(value) is not bool else None
+
+
+def _checked(name: str, value: object, least: int, most: int) -> int:
+    number = as_int(value)
+    if number is None:
+        what = "an int or None" if name == "pid" else "an int"
+        raise TypeError(f"{name} must be {what}, not {value!r}")
     if not least <= number <= most:
         raise ValueError(f"{name} must be from {least} to {most}, not {number}")
     return number

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from errno import EBADF
 
+from ._cred import as_int
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol, TypeAlias
 else:  # importing typing would take as long as the rest of the package
-
-    class _ByMethods(type):
-        def __instancecheck__(cls, instance):
-            return all(hasattr(instance, name) for name in vars(cls) if not name.startswith("_"))
-
-    class Protocol(metaclass=_ByMethods):
-        """Like typing.Protocol: an instance is anything with the methods."""
+    Protocol = object
 
 
 class HasFileno(Protocol):
@@ -29,6 +25,7 @@ class HasExtraInfo(Protocol):
     def get_extra_info(self, name: str, /) -> object: ...
 
 
+# For annotations. isinstance() with it would be False for every object.
 Connection: TypeAlias = int | HasFileno | HasExtraInfo
 
 _FD_MAX = 2**31 - 1
@@ -69,8 +66,8 @@ def descriptor(conn: Connection) -> int:
 
 
 def _unwrap(conn: Any, error: AttributeError) -> Any:
-    if issubclass(type(conn), int) and not isinstance(conn, bool):
-        return int.__index__(conn)
+    if (number := as_int(conn)) is not None:
+        return number
     try:
         if hasattr(conn, "fileno"):
             raise error  # the method exists, so the error is its own

@@ -121,18 +121,6 @@ def overflow_ids() -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-def look_up(kind: str, name: str) -> int:
-    """getpwnam(3) if kind is "user", getgrnam(3) if it is "group".
-
-    Raises KeyError if there is none.
-    """
-    import grp
-    import pwd
-
-    # Type checkers know neither module on Windows.
-    return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid  # type: ignore[attr-defined, no-any-return, unused-ignore]
-
-
 def error_for(fd: int, result: int, call: str) -> OSError:
     """The exception for a negative result of C.
 

@@ -1,7 +1,5 @@
 """Message: what `receive` returns."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +45,8 @@ class Message:
             `max_fds` descriptors were attached, or because SO_TIMESTAMP or
             the like is on. None if the kernel vouches for nobody.
     """
+
+    __module__ = "peercred.messages"
 
     data: bytes
     cred: Cred | None = None
@@ -104,7 +104,7 @@ class Message:
         self._pidfd.close()
         self._fds.close()
 
-    def __enter__(self) -> Message:  # noqa: PYI034  # typing has Self from Python 3.11 on
+    def __enter__(self) -> "Message":  # noqa: PYI034  # typing has Self from Python 3.11 on
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from ._cred import Cred
 from ._descriptor import Connection, descriptor
-from ._platform import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING or sys.platform == "linux":
+    from . import _linux as kernel
+else:
+    from . import _unsupported as kernel
 
 
 def read(conn: Connection) -> Cred:

@@ -36,15 +36,20 @@ at the uid and the primary group: a message has no supplementary groups.
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from operator import index
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ._cred import Cred
+from ._cred import Cred, as_int, check_cred
 from ._descriptor import HasFileno
 from ._message import Message
-from ._platform_messages import kernel
+
+if sys.platform == "linux":
+    from . import _linux_messages as kernel
+else:
+    from . import _unsupported as kernel
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -52,6 +57,11 @@ else:
     Buffer = bytes | bytearray | memoryview
 
 __all__ = ["Message", "enable", "receive", "send"]
+
+
+def __dir__() -> list[str]:
+    return __all__  # not what this module imports for itself
+
 
 Data: TypeAlias = Buffer | Iterable[Buffer]
 
@@ -195,8 +205,7 @@ def send(
     References:
         unix(7), send(2), credentials(7). Linux 2.2 and later.
     """
-    if cred is not None and not issubclass(type(cred), Cred):  # __class__ can lie, as a mock's does
-        raise TypeError(f"cred must be a peercred.Cred or None, not {cred!r}")
+    check_cred(cred)
     return kernel.send(sock, _buffers(data), cred, _descriptors(fds), flags, address)
 
 
@@ -215,10 +224,9 @@ def _descriptors(fds: Iterable[Any]) -> Iterator[int]:
     if isinstance(fds, bytes | bytearray | memoryview):  # iterables of ints, but hardly of descriptors
         raise TypeError(f"fds must be an iterable of descriptors, not {fds!r}")
     for each in fds:
-        number = each.fileno() if hasattr(each, "fileno") else each
-        if not issubclass(type(number), int) or isinstance(number, bool):
+        number = as_int(each.fileno() if hasattr(each, "fileno") else each)
+        if number is None:
             raise TypeError(f"fds must hold descriptors or objects with fileno(), not {each!r}")
-        number = int.__index__(number)  # a subclass may compare as it likes
         if not 0 <= number < 2**31:
             raise ValueError(f"fds must hold open descriptors, and none has the number {number}: {each!r}")
         yield number

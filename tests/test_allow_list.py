@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import grp
+import itertools
 import pwd
 import re
 from pathlib import Path
@@ -108,3 +109,20 @@ def test_only_a_range_stays_one():
     allowed = AllowList(uids=mock)
     assert allowed.uids == {1000}
     assert not allowed.permits(Cred(1, 0, 0))
+
+
+@pytest.mark.parametrize("name", ["uids", "gids"])
+@pytest.mark.parametrize("bad", [-1, "0", 1.0, OVERFLOW["uid"], "no such name"])
+def test_each_entry_is_checked_as_it_comes(name, bad):
+    """The first bad entry ends the list: an endless iterable fills nothing."""
+    taken = []
+
+    def endless():
+        for entry in itertools.chain([5, bad], itertools.count()):
+            taken.append(entry)
+            assert len(taken) < 10
+            yield entry
+
+    with pytest.raises((ValueError, TypeError)):
+        AllowList(**{name: endless()})
+    assert taken == [5, bad]

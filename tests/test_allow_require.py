@@ -17,7 +17,7 @@ from peers import CLONE_NEWUSER, become, call, connect, fill_table, needs_namesp
 import peercred
 from peercred import AllowList, Cred
 
-REFUSED = (PermissionError, errno.EACCES)
+REFUSED = (peercred.NotAllowedError, errno.EACCES)
 
 
 OVERFLOW = {name: int(Path(f"/proc/sys/kernel/overflow{name}").read_text()) for name in ("uid", "gid")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pydoc
+import re
 
 import pytest
 
@@ -17,8 +18,12 @@ DOCUMENTED = {
 
 
 def lines(thing: object) -> list[str]:
-    """What help() shows, without the path at its end."""
-    return pydoc.render_doc(thing, renderer=pydoc.plaintext).partition("\nFILE\n")[0].splitlines()
+    """What help() shows, without the path at its end.
+
+    And without pydoc's note, from 3.13 on, of the module where a method is.
+    """
+    shown = pydoc.render_doc(thing, renderer=pydoc.plaintext).partition("\nFILE\n")[0].splitlines()
+    return [re.sub(r" from peercred\._\w+\.\w+$", "", line) for line in shown]
 
 
 def words(line: str) -> str:

@@ -299,7 +299,7 @@ def test_groups_are_asked_for_only_if_they_decide(ask):
 
     own, other = os.geteuid(), os.geteuid() + 1
     assert require(uids={own}, gids={other}).startswith("Cred(")
-    assert require(uids={other}).startswith(f"PermissionError {errno.EACCES} ")
+    assert require(uids={other}).startswith(f"NotAllowedError {errno.EACCES} ")
     assert require(uids={other}, gids={2**32 - 2}).startswith(f"UnsupportedError {errno.ENOPROTOOPT} ")
 
 

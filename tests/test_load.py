@@ -53,7 +53,7 @@ class Judge:
         said = Cred(*HELLO.unpack(conn.recv(HELLO.size, socket.MSG_WAITALL)))
         verdict = outcome(ALLOWED.require, conn)
         read = outcome(peercred.read, conn)
-        expected = said if ADMITTED_BY[said.uid - 6000] else (PermissionError, errno.EACCES)
+        expected = said if ADMITTED_BY[said.uid - 6000] else (peercred.NotAllowedError, errno.EACCES)
         with self.lock:
             self.counts[said.uid, isinstance(verdict, Cred)] += 1
             if (verdict, read) != (expected, said):

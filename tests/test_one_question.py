@@ -92,5 +92,5 @@ def test_socket_that_changes_during_the_call(shim, first, second, moment):
     if first == "member":
         assert re.fullmatch(r"Cred\(pid=\d+, uid=1001, gid=1001\)", answer)
     else:
-        assert answer.startswith(f"PermissionError {errno.EACCES} ")
+        assert answer.startswith(f"NotAllowedError {errno.EACCES} ")
         assert "uid 1002" in answer

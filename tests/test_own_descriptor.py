@@ -103,7 +103,7 @@ def test_asked_both_questions_and_closed(run):
     assert credentials == f"credentials of {own}"
     assert asked == f"asked {own}, close-on-exec 1"
     assert closed == f"closed {own}, lock released"
-    assert re.fullmatch(r"refused \d+ PermissionError EACCES", refused)
+    assert re.fullmatch(r"refused \d+ NotAllowedError EACCES", refused)
     assert own not in refused.split()
 
 

@@ -194,7 +194,7 @@ def making_a_list(receiver, sender):
 
 BY_UID, BY_GROUP = peercred.AllowList(uids={os.geteuid()}), peercred.AllowList(gids={os.getegid()})
 NOBODY = peercred.AllowList(gids={2**32 - 2})
-REFUSED = PermissionError, errno.EACCES
+REFUSED = peercred.NotAllowedError, errno.EACCES
 
 CASES = {
     "receive a pidfd": receiving(0, 0),

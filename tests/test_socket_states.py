@@ -334,7 +334,7 @@ class Sockets(RuleBasedStateMachine):
         assert peercred.read(sock) == cred
         assert peercred.read_groups(sock) == expected.groups
         assert self.by_uid.require(sock) == self.by_gid.require(sock) == cred
-        assert outcome(self.empty.require, sock) == (PermissionError, errno.EACCES)
+        assert outcome(self.empty.require, sock) == (peercred.NotAllowedError, errno.EACCES)
         pidfd = outcome(peercred.open_pidfd, sock)
         if isinstance(pidfd, int):
             number = fdinfo(pidfd)

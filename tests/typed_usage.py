@@ -45,9 +45,15 @@ def by_name(conn: peercred.Connection, message: messages.Message) -> bool:
     return allowed.require(conn).uid in allowed.uids or allowed.permits(message.cred, [1])
 
 
+def narrowed(allowed: peercred.AllowList, message: messages.Message) -> int | None:
+    return message.cred.uid if allowed.permits(message.cred) else None
+
+
 def refused(conn: socket.socket) -> int | None:
     try:
-        peercred.read(conn)
+        peercred.AllowList().require(conn)
+    except peercred.NotAllowedError as error:
+        return error.cred.pid
     except peercred.NoPeerError as error:
         return error.errno
     except (peercred.UnsupportedError, OSError):
