@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import doctest
 import errno
 import os
 import re
 import shutil
 import socket
+import subprocess
 import sys
+from importlib.util import find_spec
+from unittest import mock
 
 import pytest
 from peers import (
@@ -20,6 +24,7 @@ from peers import (
     exec_cat,
     in_pid_namespace,
     needs_namespaces,
+    needs_passrights,
     needs_pidfd,
     needs_root,
     on_a_terminal,
@@ -29,10 +34,10 @@ from peers import (
 from readme import README, blocks, example, section
 
 import peercred
+from peercred import messages
 from peercred._command.output import COLUMNS
 
-SERVER = example("server.accept()")
-ASYNCIO = SERVER[: SERVER.index("pathlib.Path")] + example("start_unix_server")  # with `allowed` of the first example
+SERVER, ASYNCIO = example("server.accept()"), example("start_unix_server")
 
 
 @needs_root
@@ -69,6 +74,42 @@ def test_server(place, code):
     assert answers == {1001: b"welcome, 1001\n", 1002: b"", 0: b""}
 
 
+@needs_root
+@needs_pidfd
+def test_example_prints_as_it_goes(place):
+    """A service's log has each refusal at once, though it is no terminal."""
+    code = SERVER.replace("{os.geteuid()}", "{4321}")
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=place,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        stdout=subprocess.PIPE,
+    ) as process:
+        try:
+            with connect_soon(str(place / "door.sock"), process):
+                assert f"uid {os.geteuid()}" in process.stdout.readline().decode()
+        finally:
+            process.kill()
+
+
+@needs_passrights
+def test_open_to_all_users(place, monkeypatch):
+    """With the call that README names, a client can attach nothing."""
+    (call,) = re.findall(r"`(messages\.enable\(server, .*?\))`", README)
+    setup, _, _ = SERVER.partition("    while True:")
+    code = setup.replace("    server.listen()", f"    {call}\n    server.listen()\n    attach(server)")
+    attempts = []
+
+    def attach(server):
+        with connect("door.sock") as client, server.accept()[0]:
+            attempts.append(outcome(lambda: messages.send(client, b"x", fds=[client])))
+
+    monkeypatch.chdir(place)
+    for text, expected in ((code, (PermissionError, errno.EPERM)), (code.replace(call, "pass"), 1)):
+        exec(compile(text, "README.md", "exec"), {"messages": messages, "attach": attach})
+        assert attempts.pop() == expected
+
+
 @pytest.mark.parametrize("code", [SERVER, ASYNCIO], ids=["plain", "asyncio"])
 def test_server_starts_again(place, code):
     """The server starts though a former run has left its file."""
@@ -96,6 +137,70 @@ def test_testing():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         assert peercred.read(ours) == peercred.Cred(os.getpid(), os.geteuid(), os.getegid())
+
+
+def test_testing_with_mocks():
+    """The two names that README tells people to patch can be patched."""
+    text = section("Testing your own server")
+    (given,) = re.findall(r"`return_value=(.*?)`", text)
+    peer = eval(given, {"peercred": peercred})
+    first, second = re.findall(r"`(peercred\.read|peercred\.AllowList\.require)`", text)
+    with mock.patch(first, return_value=peer), mock.patch(second, return_value=peer):
+        assert peercred.read(mock.Mock()) == peercred.AllowList().require(mock.Mock()) == peer
+
+
+def test_settings():
+    """The line for a settings file makes a list of names and numbers."""
+    (expression,) = re.findall(r"`uids=(\[.*\])`", README)
+    assert eval(expression, {"text": "0 alice\n4321"}) == [0, "alice", 4321]
+
+
+@pytest.mark.skipif(find_spec("mypy") is None, reason="needs mypy, of the group dev")
+def test_examples_are_typed(tmp_path):
+    """mypy --strict finds nothing in the Python examples.
+
+    Except annotations that they leave out. uvicorn's base class is a variable.
+    """
+    checked = [text for text in blocks("python") if "uvicorn" not in text]
+    assert len(checked) == len(blocks("python")) - 1
+    files = [tmp_path / f"example{number}.py" for number in range(len(checked))]
+    for file, text in zip(files, checked, strict=True):
+        file.write_text(text)
+    relaxed = ["--allow-untyped-defs", "--allow-untyped-calls", "--no-warn-return-any"]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        *relaxed,
+        "--check-untyped-defs",
+        "--cache-dir",
+        tmp_path / "cache",
+    ]
+    result = subprocess.run([*command, *files], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.stdout.startswith("Success"), result.stdout + result.stderr
+
+
+def test_receiver_in_asyncio(datagrams):
+    """The receiver waits for a message, takes one, and leaves no reader."""
+    receiver, sender = datagrams
+    receiver.setblocking(False)
+    names = {}
+    exec(compile(example("loop.add_reader"), "README.md", "exec"), names)
+
+    async def main():
+        waiting = asyncio.ensure_future(names["receive"](receiver))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        messages.send(sender, b"1")
+        messages.send(sender, b"2")
+        first = await waiting
+        assert not asyncio.get_running_loop().remove_reader(receiver)
+        return first, await names["receive"](receiver)
+
+    first, second = asyncio.run(asyncio.wait_for(main(), 60))
+    assert (first.data, second.data) == (b"1", b"2")
+    assert first.cred == peercred.Cred(os.getpid(), os.getuid(), os.getgid())
 
 
 def program(conn):
@@ -219,7 +324,7 @@ def test_messages(place):
         become(uid=1001, gid=1001)
         os.dup2(output_end, 1)
         exec(
-            compile(example("messages.receive"), "README.md", "exec"),
+            compile(example("log.sock"), "README.md", "exec"),
             {"print": lambda text, flush: os.write(1, text.encode())},
         )
 
