@@ -58,9 +58,9 @@ static void close_without_gil(int fd)
 #endif
 }
 
-/* All else keeps the GIL, which cffi would release around every call. These
-   calls never block. CPython's socket.getsockopt keeps it too. Getting the GIL
-   back takes a switch interval for each busy thread. */
+/* Everything else keeps the GIL, as CPython's socket.getsockopt does. cffi would
+   release it around each call, but these calls never block, and getting it back
+   costs a switch interval for each busy thread. */
 #undef Py_BEGIN_ALLOW_THREADS
 #undef Py_END_ALLOW_THREADS
 #define Py_BEGIN_ALLOW_THREADS {
@@ -79,8 +79,8 @@ static void close_without_gil(int fd)
 #define IN_SO_TYPE (3 * (ERRNO_MAX + 1))
 #define IN_SO_DOMAIN (4 * (ERRNO_MAX + 1))
 
-/* Asks for an option, and returns the answer's length or a negative errno. It
-   may be shorter than the buffer: the caller must check that. The buffer starts
+/* Asks for an option, and returns the answer's length or a negative errno. The
+   caller must check that the answer is as long as it should be. The buffer starts
    as 0xff: bytes the kernel does not write must never read as uid 0. */
 static int ask(int fd, int option, void *value, socklen_t size)
 {

@@ -51,9 +51,9 @@ def read(conn: Connection) -> Cred:
     - a send fails because the other end is closed.
 
     The call never blocks, keeps the GIL and caches nothing. It is safe in
-    threads, after fork and in signal handlers. But another thread must not
-    close the descriptor during the call: if a new socket gets its number
-    at that moment, the answer may be about that one, even if it listens.
+    threads, after fork and in signal handlers. Do not close the descriptor
+    in another thread during the call. If its number is reused, the answer
+    may describe the new socket, even if that listens.
 
     Args:
         conn: An int descriptor; an object with `fileno()`, such as a
@@ -144,8 +144,8 @@ def read_label(conn: Connection) -> bytes:
         OSError, TypeError, ValueError: As for `read`.
         OSError: ENODATA: the label is empty.
         UnsupportedError: ENOPROTOOPT: no security module labels this
-            socket. AppArmor labels sockets on Linux 7.2, but not on 6.1 and
-            6.12. SELinux never labels datagram sockets.
+            socket. SELinux never labels datagram sockets. AppArmor labels
+            sockets on new kernels only.
 
     References:
         unix(7), selinux(8), apparmor(7). Linux 2.6.2 and later.

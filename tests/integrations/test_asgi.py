@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from textwrap import dedent
 
 import pytest
@@ -154,7 +155,7 @@ KWARGS = 'CONFIG_KWARGS = {"http": "door:WithPeer"}'
 def test_refusing(place, http, loop):
     """The recipe as it stands refuses a stranger, and names the others.
 
-    No byte of a stranger is parsed.
+    No byte of a stranger is parsed, and the log says who it was.
     """
     files = {"door": REFUSING}
     if http == "h11":
@@ -164,7 +165,10 @@ def test_refusing(place, http, loop):
         for uid in UIDS:
             assert as_client(place / SOCKET, is_refused, uid)
         assert as_client(place / SOCKET, ask, uid=0) == [200, "0", "0"]
-    assert "Traceback" not in (place / "log").read_text()
+    log = (place / "log").read_text()
+    assert "Traceback" not in log
+    for uid in UIDS:
+        assert re.search(rf"not on the allow-list: pid \d+, uid {uid}, ", log)
 
 
 def ask(dial):
