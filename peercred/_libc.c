@@ -58,9 +58,9 @@ static void close_without_gil(int fd)
 #endif
 }
 
-/* Everything else keeps the GIL, as CPython's socket.getsockopt does. cffi would
-   release it around each call, but these calls never block, and getting it back
-   costs a switch interval for each busy thread. */
+/* Everything else keeps the GIL, as CPython's socket.getsockopt does. cffi
+   would release it around each call, but these calls never block, and getting
+   it back costs a switch interval for each busy thread. */
 #undef Py_BEGIN_ALLOW_THREADS
 #undef Py_END_ALLOW_THREADS
 #define Py_BEGIN_ALLOW_THREADS {
@@ -71,8 +71,8 @@ static void close_without_gil(int fd)
    int64_t.) cffi's saved errno would not do: a signal handler may overwrite it
    before Python reads it.
 
-   If it was not the option asked for that failed, the result is less by one of
-   these, which says what did. The kernel has no greater errno than ERRNO_MAX. */
+   If another call failed than the one for the option, the result is less by one
+   of these. The kernel has no greater errno than ERRNO_MAX. */
 #define ERRNO_MAX 4095
 #define IN_GETPEERNAME (1 * (ERRNO_MAX + 1))
 #define IN_DUPFD (2 * (ERRNO_MAX + 1))
@@ -80,8 +80,8 @@ static void close_without_gil(int fd)
 #define IN_SO_DOMAIN (4 * (ERRNO_MAX + 1))
 
 /* Asks for an option, and returns the answer's length or a negative errno. The
-   caller must check that the answer is as long as it should be. The buffer starts
-   as 0xff: bytes the kernel does not write must never read as uid 0. */
+   caller must check that the answer is long enough. The buffer starts as 0xff:
+   bytes the kernel does not write must never read as uid 0. */
 static int ask(int fd, int option, void *value, socklen_t size)
 {
     socklen_t length = size;
@@ -196,8 +196,8 @@ struct peer {
 };
 
 /* Credentials and groups of one peer. Another thread may replace the descriptor
-   at any moment, so ask a duplicate of our own. It must not become number 2 of a
-   process without standard error: what another thread logs would go to the
+   at any moment, so ask a duplicate of our own. It must not become number 2 of
+   a process without standard error: what another thread logs would go to the
    peer. When it is closed, it may be the last descriptor of its socket. */
 static struct peer peercred_and_groups(int fd, gid_t *gids, int count)
 {
@@ -227,8 +227,8 @@ static int peersec(int fd, char *label, socklen_t size)
     return length > 0 && label[length - 1] == (char)0xff ? -EPROTO : length;
 }
 
-/* A new descriptor, or a negative result. With less room than an int, the kernel
-   would make a descriptor and cut off its number. */
+/* A new descriptor, or a negative result. With less room than an int, the
+   kernel would make a descriptor and cut off its number. */
 static int peerpidfd(int fd)
 {
     int pidfd = int_option(fd, SO_PEERPIDFD), error = check_peer(fd);

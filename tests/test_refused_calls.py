@@ -64,6 +64,16 @@ def test_refused_option(pair, name):
 
 
 @needs_seccomp
+@pytest.mark.parametrize(("function", "refused"), [*QUESTIONS.values(), (by_group, socket.SO_PEERCRED)])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOPROTOOPT])
+def test_refused_option_of_a_socket_without_a_peer(function, refused, number):
+    """A socket without a peer is told to be one, whatever else is refused."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        kind, found, _ = said(function, sock, "getsockopt", number, option(refused))
+    assert (kind, found) == (peercred.NoPeerError, errno.ENOTCONN)
+
+
+@needs_seccomp
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EINVAL])
 def test_refused_getpeername(pair, function, number):
