@@ -172,10 +172,11 @@ def test_no_descriptor_is_left(pair):
 @pytest.mark.parametrize("limit", [0, 3])
 def test_no_number_is_allowed(pair, limit):
     """A process that may open nothing has a full table: EMFILE."""
-
-    def child():
-        allowed = AllowList(gids={GROUP})
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-        return outcome(allowed.require, pair[0])
-
-    assert call(child) == (OSError, errno.EMFILE)
+    allowed = AllowList(gids={GROUP})
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        refused = outcome(allowed.require, pair[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert refused == (OSError, errno.EMFILE)
