@@ -19,7 +19,7 @@ from trials import ROOT, TESTS
 
 # They ask the kernel, or a fake one below the module, about each case.
 ABOUT = "allow_require|descriptor_zero|kernel_answers|messages|no_peer|not_a_socket|one_question|open_pidfd[.]"
-ABOUT += "|options_that_are_lacking|other_families|own_descriptor|read[._]|wrong_lengths"
+ABOUT += "|options_that_are_lacking|other_families|own_descriptor|read[._]|refused_calls|wrong_lengths"
 
 
 def compile_module(tree, directory, flags):
