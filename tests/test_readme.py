@@ -74,8 +74,6 @@ def test_server(place, code):
     assert answers == {1001: b"welcome, 1001\n", 1002: b"", 0: b""}
 
 
-@needs_root
-@needs_pidfd
 def test_example_prints_as_it_goes(place):
     """A service's log has each refusal at once, though it is no terminal."""
     code = SERVER.replace("{os.geteuid()}", "{4321}")
