@@ -45,17 +45,30 @@
 #define FDS_MAX 253
 #define LABEL_MAX 4096
 
-/* close(2) can block, so release the GIL for it. PyPy has already released it.
-   The macros are still Python's own here: see below. */
+/* close(2) and recvmsg(2) can block, so release the GIL for them. PyPy has
+   already released it. The macros are still Python's own here: see below. */
+#if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
+#define WITHOUT_GIL(statement) Py_BEGIN_ALLOW_THREADS statement Py_END_ALLOW_THREADS
+#else
+#define WITHOUT_GIL(statement) statement
+#endif
+
 static void close_without_gil(int fd)
 {
-#if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
-    Py_BEGIN_ALLOW_THREADS
-    close(fd);
-    Py_END_ALLOW_THREADS
-#else
-    close(fd);
-#endif
+    WITHOUT_GIL(close(fd);)
+}
+
+/* The number of bytes, or a negative errno. */
+static ssize_t recvmsg_without_gil(int fd, struct msghdr *message, int flags)
+{
+    ssize_t length;
+
+    WITHOUT_GIL(
+        length = recvmsg(fd, message, flags);
+        if (length < 0)
+            length = -errno; /* before another thread runs */
+    )
+    return length;
 }
 
 /* Everything else keeps the GIL, as CPython's socket.getsockopt does. cffi
@@ -100,6 +113,63 @@ static int int_option(int fd, int option)
     if (length < 0)
         return length;
     return length == (int)sizeof value && value >= 0 ? value : -EPROTO;
+}
+
+/* Open descriptors, until they are closed or handed over. Each is taken in one
+   atomic step, so that no two threads ever get the same. */
+#define OWN_PIDFD 0
+#define OWN_FDS 1
+#define OWN_STRAYS 2 /* what nobody asked for */
+struct owned {
+    int released; /* they are somebody else's */
+    int count[3];
+    int fds[3][FDS_MAX];
+};
+
+static void own_nothing(struct owned *owned)
+{
+    memset(owned, 0, offsetof(struct owned, fds));
+}
+
+static void own(struct owned *owned, int kind, int fd)
+{
+    owned->fds[kind][owned->count[kind]++] = fd;
+}
+
+/* Moves all of a kind, if there are any. */
+static void move_owned(struct owned *from, struct owned *to, int kind)
+{
+    int count = __atomic_exchange_n(&from->count[kind], 0, __ATOMIC_ACQ_REL);
+
+    if (count == 0)
+        return;
+    memcpy(to->fds[kind], from->fds[kind], (size_t)count * sizeof(int));
+    __atomic_store_n(&to->count[kind], count, __ATOMIC_RELEASE);
+}
+
+/* Closes one descriptor, of this kind or a later one. Returns whether there was
+   one. */
+static int close_one(struct owned *owned, int kind)
+{
+    int count;
+
+    for (; kind <= OWN_STRAYS; kind++) {
+        count = __atomic_load_n(&owned->count[kind], __ATOMIC_ACQUIRE);
+        while (count > 0)
+            if (__atomic_compare_exchange_n(&owned->count[kind], &count, count - 1, 0, __ATOMIC_ACQ_REL,
+                                            __ATOMIC_ACQUIRE)) {
+                close_without_gil(owned->fds[kind][count - 1]);
+                return 1;
+            }
+    }
+    return 0;
+}
+
+/* The destructor. */
+static void close_owned(struct owned *owned)
+{
+    while (!owned->released && close_one(owned, 0))
+        ;
 }
 
 /* Is the socket connected, to one Unix socket? 0, or a negative result.
@@ -227,17 +297,20 @@ static int peersec(int fd, char *label, socklen_t size)
     return length > 0 && label[length - 1] == (char)0xff ? -EPROTO : length;
 }
 
-/* A new descriptor, or a negative result. With less room than an int, the
-   kernel would make a descriptor and cut off its number. */
-static int peerpidfd(int fd)
+/* A new descriptor, which is owned, or a negative result. With less room than an
+   int, the kernel would make a descriptor and cut off its number. */
+static int peerpidfd(int fd, struct owned *owned)
 {
     int pidfd = int_option(fd, SO_PEERPIDFD), error = check_peer(fd);
 
-    if (error == 0)
-        return pidfd;
+    if (error < 0) {
+        if (pidfd >= 0)
+            close(pidfd); /* a listening socket gave one of this process */
+        return error;
+    }
     if (pidfd >= 0)
-        close(pidfd); /* a listening socket gave one of this process */
-    return error;
+        own(owned, OWN_PIDFD, pidfd);
+    return pidfd;
 }
 
 /* What may come with a message: a bit for each option. */
@@ -247,18 +320,18 @@ static int peerpidfd(int fd)
 #define PASS_FDS 8
 
 static const struct {
-    int bit, option, without; /* without: its value if the kernel lacks it */
-} pass_options[] = {
+    int bit, option, if_lacking; /* its value if the kernel lacks it */
+} OPTIONS[] = {
     {PASS_CREDS, SO_PASSCRED, 0},
     {PASS_PIDFD, SO_PASSPIDFD, 0},
     {PASS_LABEL, SO_PASSSEC, 0},
     {PASS_FDS, SO_PASSRIGHTS, 1},
 };
-#define PASS_OPTIONS (int)(sizeof pass_options / sizeof *pass_options)
+#define OPTIONS_COUNT (int)(sizeof OPTIONS / sizeof *OPTIONS)
 
 /* Which of these options are on, or a negative errno. Up to Linux 6.12, sockets
    of other families have SO_PASSCRED too, without any effect. */
-static int enabled(int fd, int options)
+static int pass_options(int fd, int options)
 {
     int i, on, bits = 0, family = int_option(fd, SO_DOMAIN);
 
@@ -266,39 +339,39 @@ static int enabled(int fd, int options)
         return family - IN_SO_DOMAIN;
     if (family != AF_UNIX)
         return -EAFNOSUPPORT;
-    for (i = 0; i < PASS_OPTIONS; i++) {
-        if ((options & pass_options[i].bit) == 0)
+    for (i = 0; i < OPTIONS_COUNT; i++) {
+        if ((options & OPTIONS[i].bit) == 0)
             continue;
-        on = int_option(fd, pass_options[i].option);
+        on = int_option(fd, OPTIONS[i].option);
         if (on == -ENOPROTOOPT)
-            on = pass_options[i].without;
+            on = OPTIONS[i].if_lacking;
         if (on < 0)
             return on;
         if (on)
-            bits |= pass_options[i].bit;
+            bits |= OPTIONS[i].bit;
     }
     return bits;
 }
 
 static int set_option(int fd, int i, int options)
 {
-    int on = (options & pass_options[i].bit) != 0;
+    int on = (options & OPTIONS[i].bit) != 0;
 
-    if (setsockopt(fd, SOL_SOCKET, pass_options[i].option, &on, sizeof on) == 0)
+    if (setsockopt(fd, SOL_SOCKET, OPTIONS[i].option, &on, sizeof on) == 0)
         return 0;
     /* An option that the kernel lacks need not be turned off. */
-    return errno == ENOPROTOOPT && (!on || pass_options[i].without) ? 0 : -errno;
+    return errno == ENOPROTOOPT && (!on || OPTIONS[i].if_lacking) ? 0 : -errno;
 }
 
 /* Turns these options on, and the others off. After an error, all are as they
    were. Returns 0 or a negative errno. */
-static int set_enabled(int fd, int options)
+static int set_pass_options(int fd, int options)
 {
-    int i, error, before = enabled(fd, ~0);
+    int i, error, before = pass_options(fd, ~0);
 
     if (before < 0)
         return before;
-    for (i = 0; i < PASS_OPTIONS; i++) {
+    for (i = 0; i < OPTIONS_COUNT; i++) {
         error = set_option(fd, i, options);
         if (error != 0) {
             while (i-- > 0)
@@ -312,7 +385,7 @@ static int set_enabled(int fd, int options)
 /* The size of a message's control data with this many descriptors. The kernel
    puts the pidfd last. The last item gets no padding, because CMSG_SPACE of one
    descriptor has room for two. */
-static int control_size(int options, int fds)
+static size_t control_size(int options, int fds)
 {
     size_t size = 0, attached = (size_t)fds * sizeof(int);
 
@@ -324,17 +397,153 @@ static int control_size(int options, int fds)
         size += options & PASS_PIDFD ? CMSG_SPACE(attached) : CMSG_LEN(attached);
     if (options & PASS_PIDFD)
         size += CMSG_LEN(sizeof(int));
-    return (int)size;
+    return size;
 }
 
-/* The payload of SCM_CREDENTIALS, which need not be aligned. EMSGSIZE: it is
-   cut off. ENODATA: it names nobody. */
-static struct ucred unpack_ucred(const char *payload, size_t length)
+/* What came with a message, besides its data and its label. */
+struct received {
+    pid_t pid; /* a negative errno if there are no credentials */
+    uid_t uid;
+    gid_t gid;
+    int flags;
+    ssize_t length;     /* of the data, or a negative errno */
+    int label_length;   /* 0 if there is none */
+    int address_length; /* likewise */
+    char address[sizeof((struct sockaddr_un *)0)->sun_path];
+    int pidfd;  /* a negative errno if one was refused */
+    int kept;   /* the number of descriptors that were asked for */
+    int strays; /* and of the others */
+};
+
+/* The payload of SCM_PIDFD or SCM_RIGHTS, up to so many descriptors. The others
+   are strays. They are closed at once if nobody can own them: if there was room
+   because another process turned an option off, or if they are too many. */
+static void keep_fds(struct received *received, struct owned *owned, int kind, int most, const char *payload, size_t size)
+{
+    int fd;
+
+    for (; size >= sizeof fd; payload += sizeof fd, size -= sizeof fd) {
+        memcpy(&fd, payload, sizeof fd);
+        if (fd < 0) {
+            received->pidfd = fd;
+        } else if (owned != NULL && owned->count[kind] < most) {
+            own(owned, kind, fd);
+            received->kept++;
+        } else {
+            received->strays++;
+            if (owned != NULL && owned->count[OWN_STRAYS] < FDS_MAX)
+                own(owned, OWN_STRAYS, fd);
+            else
+                close_without_gil(fd);
+        }
+    }
+}
+
+/* recvmsg(2) with room for what these options and max_fds ask for. EMSGSIZE: the
+   credentials or the label are incomplete. */
+static struct received receive(int fd, char *data, size_t size, int flags, int options, int max_fds, char *label,
+                               struct owned *owned)
+{
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(LABEL_MAX) + CMSG_SPACE(FDS_MAX * sizeof(int))
+                   + CMSG_SPACE(sizeof(int))];
+    } control;
+    struct sockaddr_un address;
+    struct iovec buffer = {data, size};
+    struct msghdr message;
+    struct cmsghdr *part;
+    struct ucred cred = refused(-ENODATA);
+    struct received received;
+    size_t control_room = control_size(options, max_fds), room, length;
+    int stamped = 0, incomplete = 0;
+
+    memset(&received, 0, sizeof received);
+    memset(&message, 0, sizeof message);
+    message.msg_name = &address;
+    message.msg_namelen = sizeof address;
+    message.msg_iov = &buffer;
+    message.msg_iovlen = 1;
+    message.msg_control = &control;
+    message.msg_controllen = control_room;
+    received.length = recvmsg_without_gil(fd, &message, flags | MSG_CMSG_CLOEXEC);
+    if (received.length < 0)
+        return received;
+
+    /* Believe no length beyond our own buffers. The kernel reports all of a longer
+       datagram (MSG_TRUNC), and 111 for an address of 110 bytes. */
+    if ((size_t)received.length > size)
+        received.length = (ssize_t)size;
+    if (message.msg_namelen > sizeof address)
+        message.msg_namelen = sizeof address;
+    if (message.msg_controllen > control_room)
+        message.msg_controllen = control_room;
+    if (message.msg_namelen > offsetof(struct sockaddr_un, sun_path)) {
+        received.address_length = (int)(message.msg_namelen - offsetof(struct sockaddr_un, sun_path));
+        memcpy(received.address, address.sun_path, (size_t)received.address_length);
+    }
+    for (part = CMSG_FIRSTHDR(&message); part != NULL; part = CMSG_NXTHDR(&message, part)) {
+        const char *payload = (const char *)CMSG_DATA(part);
+
+        if (part->cmsg_len < CMSG_LEN(0))
+            break;
+        room = (size_t)(control.bytes + message.msg_controllen - payload);
+        length = part->cmsg_len - CMSG_LEN(0);
+        if (length > room) {
+            length = room;
+            part->cmsg_len = CMSG_LEN(room); /* which CMSG_NXTHDR believes */
+        }
+        if (part->cmsg_level != SOL_SOCKET)
+            continue;
+        if (part->cmsg_type == SCM_CREDENTIALS) {
+            incomplete |= stamped++ || length != sizeof cred;
+            if (!incomplete)
+                memcpy(&cred, payload, sizeof cred);
+        } else if (part->cmsg_type == SCM_SECURITY && label != NULL) {
+            received.label_length = (int)(length < LABEL_MAX ? length : LABEL_MAX);
+            memcpy(label, payload, (size_t)received.label_length);
+        } else if (part->cmsg_type == SCM_PIDFD) {
+            keep_fds(&received, owned, OWN_PIDFD, 1, payload, length);
+        } else if (part->cmsg_type == SCM_RIGHTS) {
+            keep_fds(&received, owned, OWN_FDS, max_fds, payload, length);
+        }
+    }
+    /* MSG_CTRUNC alone does not mean that: descriptors may be what is lost. A label
+       as long as its room may have been longer. */
+    if (message.msg_flags & MSG_CTRUNC)
+        incomplete |= (options & PASS_CREDS && !stamped) || received.label_length == LABEL_MAX;
+    if (incomplete)
+        received.length = -EMSGSIZE;
+    received.flags = (message.msg_flags & ~MSG_CMSG_CLOEXEC) | (received.strays ? MSG_CTRUNC : 0);
+    cred = checked(cred, sizeof cred, -ENODATA);
+    received.pid = cred.pid;
+    received.uid = cred.uid;
+    received.gid = cred.gid;
+    return received;
+}
+
+/* The ids that stand for those without a mapping. The kernel reports them for a
+   message that was sent before SO_PASSCRED was on. (Many sandboxes hide
+   /proc/sys/kernel, which has them too.) */
+static struct ucred overflow_ids(void)
 {
     struct ucred cred;
+    struct received received;
+    int ends[2], on = 1;
+    char data;
 
-    if (length != sizeof cred)
-        return refused(-EMSGSIZE);
-    memcpy(&cred, payload, sizeof cred);
-    return checked(cred, sizeof cred, -ENODATA);
+    if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, ends) != 0)
+        return refused(-errno);
+    if (send(ends[0], "", 1, 0) < 0 || setsockopt(ends[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) != 0)
+        received.length = -errno;
+    else
+        received = receive(ends[1], &data, sizeof data, MSG_DONTWAIT, PASS_CREDS, 0, NULL, NULL);
+    close(ends[0]); /* neither can block */
+    close(ends[1]);
+    if (received.length < 0)
+        return refused((int)received.length);
+    cred.pid = received.pid;
+    cred.uid = received.uid;
+    cred.gid = received.gid;
+    return cred;
 }

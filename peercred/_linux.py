@@ -26,7 +26,8 @@ from ._libc import ffi, lib
 # What is needed most, bound once: looking up an attribute of lib takes 50 ns.
 _peercred, _peercred_and_groups, _unpack = lib.peercred, lib.peercred_and_groups, ffi.unpack
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)  # C fills it
-_gids, _chars = ffi.typeof("gid_t[]"), ffi.typeof("char[]")
+_gids, _chars, _OWNED = ffi.typeof("gid_t[]"), ffi.typeof("char[]"), ffi.typeof("struct owned *")
+_gc, _own_nothing, _close_one, _close_owned = ffi.gc, lib.own_nothing, lib.close_one, lib.close_owned
 
 # What is asked beside the option: see _libc.c.
 _OTHER_CALLS = {
@@ -43,6 +44,46 @@ _FEW_GROUPS = 64  # enough for nearly every process, as GROUPS_MAX is for all
 # Enough for nearly all labels, and for all: AppArmor's can be longer than those
 # that come with messages (LABEL_MAX).
 _SHORT_LABEL, _LONG_LABEL = 256, 2**20
+
+
+class Owner:
+    """Descriptors that C has opened, until they are closed or handed over.
+
+    A signal handler may raise after any call. So C fills a struct that has a
+    destructor already, and what hands descriptors over sets `struct.released`
+    just before it returns: a store is no call. The destructor is a net for
+    what an exception drops. An exception that is kept keeps its frames and so
+    the owner, so close it in an `except`, too.
+
+    There are two references to the struct. Only the guard has the destructor,
+    and the guard is only ever dropped: in a reference cycle, cffi frees the
+    memory behind it, while Python code may still use the struct.
+    """
+
+    __slots__ = ("_guard", "struct")
+
+    def __init__(self) -> None:
+        struct = _allocate(_OWNED)
+        _own_nothing(struct)
+        self._guard = _gc(struct, _close_owned)
+        self.struct = struct
+
+    def numbers(self, kind: int) -> tuple[int, ...]:
+        """The descriptors of a kind."""
+        return tuple(_unpack(self.struct.fds[kind], self.struct.count[kind]))
+
+    def move(self, other: Owner, kind: int) -> None:
+        """Give the descriptors of a kind to another owner."""
+        lib.move_owned(self.struct, other.struct, kind)
+
+    def close(self) -> None:
+        """Close all, one at a time, so that signal handlers run in between.
+
+        Errors of close(2) are ignored: a stranger's file decides about them.
+        """
+        self.struct.released = False
+        while _close_one(self.struct, 0):
+            pass
 
 
 def read(fd: int) -> Cred:
@@ -99,26 +140,22 @@ def read_label(fd: int) -> bytes:
     return label
 
 
-def open_pidfd(fd: int, opened: list[int]) -> None:
-    """SO_PEERPIDFD. The new descriptor is put into the list, which owns it."""
-    # map() puts it into the list before a signal handler can raise.
-    opened.extend(map(lib.peerpidfd, (fd,)))
-    if opened[0] < 0:
-        result = opened.pop()
-        if result == -EINVAL:
-            raise ProcessLookupError(
-                ESRCH, "the peer is gone, and this kernel can no longer identify it (Linux 6.16 can)"
-            )
-        raise error_for(fd, result, "SO_PEERPIDFD")
+def open_pidfd(fd: int, owner: Owner) -> int:
+    """SO_PEERPIDFD. The owner has the new descriptor."""
+    pidfd = lib.peerpidfd(fd, owner.struct)
+    if pidfd == -EINVAL:
+        raise ProcessLookupError(ESRCH, "the peer is gone, and this kernel can no longer identify it (Linux 6.16 can)")
+    if pidfd < 0:
+        raise error_for(fd, pidfd, "SO_PEERPIDFD")
+    return pidfd
 
 
 def overflow_ids() -> tuple[int, int]:
     """The ids that stand for users and groups without a mapping."""
-    numbers = []
-    for name in ("overflowuid", "overflowgid"):
-        with open(f"/proc/sys/kernel/{name}", "rb") as file:
-            numbers.append(int(file.read()))
-    return numbers[0], numbers[1]
+    ucred = lib.overflow_ids()
+    if ucred.pid < 0:
+        raise OSError(-ucred.pid, f"{os.strerror(-ucred.pid)}: cannot ask the kernel for the overflow ids")
+    return ucred.uid, ucred.gid
 
 
 def error_for(fd: int, result: int, call: str) -> OSError:

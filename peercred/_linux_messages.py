@@ -1,33 +1,30 @@
-"""The Linux back end of `messages`.
-
-sendmsg(2) and recvmsg(2) can block, so use the standard library's: the compiled
-module keeps the GIL.
-"""
+"""The Linux back end of `messages`."""
 
 from __future__ import annotations
 
 import os
 import socket
 import sys
+import warnings
 from array import array
 from errno import (
+    EAGAIN,
     EBADF,
+    EINTR,
     EINVAL,
     EMSGSIZE,
-    ENODATA,
     ENOPROTOOPT,
     EPERM,
     ESRCH,
     ETOOMANYREFS,
 )
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 from ._cred import Cred, cred_of
 from ._libc import ffi, lib
-from ._linux import error_for, overflow_ids
+from ._linux import Owner, error_for, overflow_ids
 from ._message import Message
-from ._owned import NOTHING, Owned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,19 +34,15 @@ if TYPE_CHECKING:
 
 assert sys.platform == "linux"  # noqa: S101  # type checkers know no recvmsg() on Windows
 
-# What recvmsg() returns: the data; the level, type and payload of each control
-# message; flags; the sender's address.
-Control: TypeAlias = list[tuple[int, int, bytes]]
-Received: TypeAlias = tuple[bytes, Control, int, Any]
-
 # Bound once, because looking up an attribute of lib takes 50 ns.
-_enabled, _control_size, _unpack_ucred = lib.enabled, lib.control_size, lib.unpack_ucred
+_receive, _pass_options, _int_option = lib.receive, lib.pass_options, lib.int_option
 _CREDS, _PIDFD, _LABEL, _FDS = lib.PASS_CREDS, lib.PASS_PIDFD, lib.PASS_LABEL, lib.PASS_FDS
 _FDS_MAX, _LABEL_MAX = lib.FDS_MAX, lib.LABEL_MAX
 _SENDER = _CREDS | _PIDFD | _LABEL  # what tells about the sender
-_SOL_SOCKET, _CLOEXEC, _CTRUNC = lib.SOL_SOCKET, lib.MSG_CMSG_CLOEXEC, lib.MSG_CTRUNC
-_SCM_CREDENTIALS, _SCM_SECURITY = lib.SCM_CREDENTIALS, lib.SCM_SECURITY
-_SCM_PIDFD, _SCM_RIGHTS = lib.SCM_PIDFD, lib.SCM_RIGHTS
+_DONTWAIT, _PEEK, _CTRUNC = lib.MSG_DONTWAIT, lib.MSG_PEEK, lib.MSG_CTRUNC
+
+_NULL, _unpack = ffi.NULL, ffi.unpack
+_allocate, _chars = ffi.new_allocator(should_clear_after_alloc=False), ffi.typeof("char[]")  # C fills it
 
 # The options that enable() cannot do without.
 _OPTIONS = {
@@ -64,16 +57,42 @@ _new_object = object.__new__
 _set_fields = vars(Message)["__dict__"].__set__
 
 
+class Attached(Owner):
+    """The descriptors of a message, which must not be dropped unclosed."""
+
+    __slots__ = ()
+
+    PIDFD, FDS = lib.OWN_PIDFD, lib.OWN_FDS
+
+    def empty(self) -> Owner:
+        """An owner that they can be moved to."""
+        return Owner()
+
+    def close_strays(self) -> None:
+        """Close what nobody asked for."""
+        while lib.close_one(self.struct, lib.OWN_STRAYS):
+            pass
+
+    def __del__(self) -> None:
+        try:
+            numbers = self.numbers(self.PIDFD) + self.numbers(self.FDS)
+        except AttributeError:  # a signal handler raised in __init__
+            return
+        if numbers:
+            self.close()
+            warnings.warn(f"unclosed descriptors of a peercred Message: {numbers}", ResourceWarning, 2, source=self)
+
+
 def enable(sock: socket.socket, creds: bool, pidfd: bool, label: bool, fds: bool) -> None:
     """SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC, SO_PASSRIGHTS: all or none."""
     fd = _fileno(sock)
-    if label and not creds and not pidfd and _is_stream(fd):
-        raise ValueError("on a stream socket, the kernel sends a label only with creds or pidfd: enable one of them")
     wanted = creds * _CREDS | pidfd * _PIDFD | label * _LABEL | fds * _FDS
-    result = lib.set_enabled(fd, wanted)
+    if wanted & _SENDER == _LABEL and _is_stream(fd):
+        raise ValueError("on a stream socket, the kernel sends a label only with creds or pidfd: enable one of them")
+    result = lib.set_pass_options(fd, wanted)
     if result < 0:
         names = [name for name, (bit, _) in _OPTIONS.items() if wanted & bit]
-        lacking = [name for name in names if lib.int_option(fd, _OPTIONS[name][1]) == -ENOPROTOOPT]
+        lacking = [name for name in names if _int_option(fd, _OPTIONS[name][1]) == -ENOPROTOOPT]
         raise error_for(fd, result, ", ".join(lacking or names))
 
 
@@ -82,45 +101,59 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
     fd = _fileno(sock)
     if not 0 <= max_fds <= _FDS_MAX:
         raise ValueError(f"max_fds must be from 0 to {_FDS_MAX} (the kernel's limit), not {max_fds}")
-    enabled = _enabled(fd, _SENDER)
-    if enabled < 0:
-        raise error_for(fd, enabled, "SO_PASSCRED")
-    # No more room than needed: stray descriptors that get in fill the table,
-    # and closing one can block.
-    size = _control_size(enabled, max_fds)
-    received: list[Received] = []
-    owned = None
+    # A socket with a timeout never waits in C.
+    flags_in_c = flags if socket.socket.gettimeout(sock) is None else flags | _DONTWAIT
+    owner = None
     try:
-        # By way of map() it is in the list before a signal handler can raise.
-        try:
-            received.extend(map(sock.recvmsg, (bufsize,), (size,), (flags | _CLOEXEC,)))
-        except OverflowError as failure:
-            raise ValueError(f"bufsize or flags is out of range: {failure}") from failure
-        data, control, got, address = received[0]
-        payloads = _parsed(control)
-        if _SCM_RIGHTS in payloads or _SCM_PIDFD in payloads:
-            owned = _owners(payloads, max_fds)
-            # Only now, when `owned` has them, so that they are closed below.
-            for each in owned:
-                each.keep()
-        cred, label = _sender(fd, data, payloads, got, enabled)
-        fields = {"data": data, "cred": cred, "label": label, "flags": got & ~_CLOEXEC, "address": address}
-        if owned:
-            pidfd, fds, strays = owned
-            fields["_pidfd"], fields["_fds"] = pidfd, fds
-            if strays is not NOTHING:
-                strays.close()
-                fields["flags"] |= _CTRUNC
-        if enabled & _PIDFD:
-            fields["pidfd_error"] = _no_pidfd(payloads, got)
+        data = _allocate(_chars, bufsize)
+        while True:
+            options = _pass_options(fd, _SENDER)
+            if options < 0:
+                raise error_for(fd, options, "SO_PASSCRED")
+            if options & (_PIDFD | _LABEL) or max_fds:
+                owner = owner or Attached()
+            label = _allocate(_chars, _LABEL_MAX) if options & _LABEL else _NULL
+            owned = owner.struct if owner else _NULL
+            received = _receive(fd, data, bufsize, flags_in_c, options, max_fds, label, owned)
+            length = received.length
+            if length >= 0:
+                break
+            if length == -EAGAIN and not flags & _DONTWAIT:
+                # The standard library waits, as this socket does, or raises.
+                socket.socket.recv(sock, 1, _PEEK | _DONTWAIT)
+            elif length == -EMSGSIZE:
+                raise OSError(
+                    EMSGSIZE,
+                    "the kernel had no room for the message's credentials or label: turn off other control messages, "
+                    "such as SO_TIMESTAMP, and do not change the options while receiving",
+                )
+            elif length != -EINTR:
+                raise error_for(fd, length, "recvmsg")
+            fd = _fileno(sock)  # another thread may have closed it
+
+        cred = cred_of(received)
+        fields = {"data": _unpack(data, length), "cred": cred, "flags": received.flags}
+        if received.address_length:
+            fields["address"] = _address(_unpack(received.address, received.address_length))
+        if received.label_length:
+            fields["label"] = _unpack(label, received.label_length).removesuffix(b"\0") or None
+        if cred is None or cred.pid is None:
+            _disbelieve(sock, fd, fields)
+        if owner:
+            if options & _PIDFD and not owned.count[owner.PIDFD]:
+                fields["pidfd_error"] = _no_pidfd(-received.pidfd, received.flags)
+            if received.strays:
+                owner.close_strays()
+            if received.kept:
+                fields["_owner"] = owner
         message = _new_object(Message)
         _set_fields(message, fields)
         return message
+    except OverflowError as failure:
+        raise ValueError(f"bufsize or flags is out of range: {failure}") from failure
     except BaseException:
-        # A signal handler may raise as well. If a second one raises in here,
-        # descriptors that are not in `owned` yet may stay open.
-        for each in owned or (_owners(_parsed(received[0][1]), 0) if received else ()):
-            each.close()
+        if owner:
+            owner.close()
         raise
 
 
@@ -134,17 +167,17 @@ def send(
 ) -> int:
     """sendmsg(2)."""
     fd = _fileno(sock)
-    stream = _is_stream(fd)
+    _check_family(fd)
     attached = tuple(islice(fds, _FDS_MAX + 1))
     if len(attached) > _FDS_MAX:
         raise ValueError(f"at most {_FDS_MAX} fds can be sent, which is the kernel's limit")
     control: list[tuple[int, int, ReadableBuffer]] = []
     if cred is not None:
         ucred = ffi.new("struct ucred *", {"pid": cred.pid or os.getpid(), "uid": cred.uid, "gid": cred.gid})
-        control.append((_SOL_SOCKET, _SCM_CREDENTIALS, bytes(ffi.buffer(ucred))))
+        control.append((lib.SOL_SOCKET, lib.SCM_CREDENTIALS, bytes(ffi.buffer(ucred))))
     if attached:
-        control.append((_SOL_SOCKET, _SCM_RIGHTS, array("i", attached)))
-    if control and stream and not any(memoryview(buffer).nbytes for buffer in buffers):
+        control.append((lib.SOL_SOCKET, lib.SCM_RIGHTS, array("i", attached)))
+    if control and not any(memoryview(buffer).nbytes for buffer in buffers) and _is_stream(fd):
         raise ValueError("no data: on a stream socket, credentials and descriptors arrive only along with data")
     try:
         return sock.sendmsg(buffers, control, flags, address)
@@ -163,7 +196,7 @@ def send(
 
 def _fileno(sock: socket.socket) -> int:
     # A subclass with its own recvmsg(), such as SSLSocket, has no messages.
-    # Ask the descriptor that recvmsg() uses, whatever its fileno() says.
+    # Whatever its fileno() says, ask the descriptor that the others use.
     plain = socket.socket
     if type(sock) is plain or (issubclass(type(sock), plain) and type(sock).recvmsg is plain.recvmsg):
         return plain.fileno(sock)
@@ -174,86 +207,52 @@ def _fileno(sock: socket.socket) -> int:
     )
 
 
-def _parsed(control: Control) -> dict[int, bytes]:
-    """The payload of each type of control message.
+def _check_family(fd: int) -> None:
+    result = _pass_options(fd, 0)
+    if result < 0:
+        raise error_for(fd, result, "SO_DOMAIN")
 
-    Linux sends one of each. If there were two, they would be joined, so that
-    credentials would be too long and refused, and no descriptor lost.
+
+def _is_stream(fd: int) -> bool:
+    _check_family(fd)
+    return _int_option(fd, lib.SO_TYPE) == lib.SOCK_STREAM
+
+
+def _disbelieve(sock: socket.socket, fd: int, fields: dict[str, Any]) -> None:
+    """Take the sender out of a message without a visible pid, unless it is one.
+
+    If in doubt, there is none.
     """
-    payloads: dict[int, bytes] = {}
-    for level, kind, payload in control:
-        if level == _SOL_SOCKET:
-            payloads[kind] = payloads.get(kind, b"") + payload
-    return payloads
+    cred = fields["cred"]
+    # By now, another thread may have closed the descriptor or replaced it.
+    kinds = {int(sock.type), _int_option(fd, lib.SO_TYPE)}
+    if kinds not in ({lib.SOCK_DGRAM}, {lib.SOCK_SEQPACKET}):
+        # The end of a stream comes as pid 0 of root, and so does data that was
+        # sent while SO_PASSCRED was off, if it is on by now.
+        if cred is not None or not fields["data"]:
+            fields["cred"] = fields["label"] = None
+    elif cred is not None:
+        try:
+            early = (cred.uid, cred.gid) == overflow_ids()  # sent before SO_PASSCRED was on
+        except OSError:  # a full table of descriptors, say
+            early = True
+        if early:
+            fields["cred"] = None
 
 
-def _owners(payloads: dict[int, bytes], max_fds: int) -> tuple[Owned, Owned, Owned]:
-    """The message's pidfd, its descriptors, and the strays."""
-    pidfds = _ints(payloads[_SCM_PIDFD]) if _SCM_PIDFD in payloads else []
-    fds = _ints(payloads[_SCM_RIGHTS]) if _SCM_RIGHTS in payloads else []
-    strays = fds[max_fds:] + pidfds[1:]
-    return (
-        Owned(pidfds[:1]) if pidfds else NOTHING,
-        Owned(fds[:max_fds]) if fds else NOTHING,
-        Owned(strays) if strays else NOTHING,
-    )
+def _address(raw: bytes) -> str | bytes:
+    """An abstract address as bytes, and a path as str."""
+    return raw if raw.startswith(b"\0") else os.fsdecode(raw.split(b"\0", 1)[0])
 
 
-def _ints(payload: bytes) -> list[int]:
-    return memoryview(payload[: len(payload) & -4]).cast("i").tolist()
-
-
-def _sender(
-    fd: int, data: bytes, payloads: dict[int, bytes], flags: int, enabled: int
-) -> tuple[Cred | None, bytes | None]:
-    """The sender according to SCM_CREDENTIALS, and the label (SCM_SECURITY)."""
-    ucred_bytes, label = payloads.get(_SCM_CREDENTIALS), payloads.get(_SCM_SECURITY)
-    cred = None
-    if ucred_bytes is not None:
-        ucred = _unpack_ucred(ucred_bytes, len(ucred_bytes))
-        cred = cred_of(ucred)
-        if cred is None and ucred.pid != -ENODATA:
-            raise _cut_off()
-    # MSG_CTRUNC alone does not mean that: descriptors may be what is lost. A
-    # label as long as its room may have been longer.
-    lacking = (ucred_bytes is None and enabled & _CREDS) or len(label or b"") >= _LABEL_MAX
-    if lacking and flags & _CTRUNC:
-        raise _cut_off()
-    if cred is None or cred.pid is None:
-        if not data and _is_stream(fd):  # the end of the stream, which comes as pid 0, uid 0
-            return None, None
-        if cred is not None and (cred.uid, cred.gid) == overflow_ids():  # sent before SO_PASSCRED was on
-            cred = None
-    return cred, (label or b"").removesuffix(b"\0") or None
-
-
-def _cut_off() -> OSError:
-    return OSError(
-        EMSGSIZE,
-        "the kernel had no room for the message's credentials or label: turn off other control messages, "
-        "such as SO_TIMESTAMP, and do not change the options while receiving",
-    )
-
-
-def _no_pidfd(payloads: dict[int, bytes], flags: int) -> OSError | None:
-    """Why SCM_PIDFD is missing, or holds a negative errno."""
-    payload = payloads.get(_SCM_PIDFD)
-    if payload is None:
-        if flags & _CTRUNC:
-            return OSError(EMSGSIZE, "no room for the pidfd: other control data, such as descriptors, took it")
-        return None
-    errno = -int.from_bytes(payload, sys.byteorder, signed=True)
-    if errno <= 0:
-        return None
+def _no_pidfd(errno: int, flags: int) -> OSError | None:
+    """Why there is no pidfd."""
     if errno == EINVAL:
         return ProcessLookupError(
             ESRCH, "the sender is gone, and this kernel can no longer identify it (Linux 6.16 can)"
         )
-    return OSError(errno, f"{os.strerror(errno)}: the kernel could not open a pidfd of the sender")
-
-
-def _is_stream(fd: int) -> bool:
-    result = _enabled(fd, 0)  # refuses what is not a Unix socket
-    if result < 0:
-        raise error_for(fd, result, "SO_DOMAIN")
-    return lib.int_option(fd, lib.SO_TYPE) == lib.SOCK_STREAM
+    if errno:
+        return OSError(errno, f"{os.strerror(errno)}: the kernel could not open a pidfd of the sender")
+    if flags & _CTRUNC:
+        return OSError(EMSGSIZE, "no room for the pidfd: other control data, such as descriptors, took it")
+    return None

@@ -1,10 +1,9 @@
 """Message: what `receive` returns."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ._cred import Cred
-from ._owned import NOTHING, Owned
 
 
 @dataclass(frozen=True)
@@ -54,17 +53,17 @@ class Message:
     flags: int = 0
     address: Any = None
     pidfd_error: OSError | None = field(default=None, compare=False, repr=False)
-    _pidfd: Owned = field(default=NOTHING, init=False, compare=False, repr=False)
-    _fds: Owned = field(default=NOTHING, init=False, compare=False, repr=False)
+    # No field, so that no copy has it: receive() puts it into the instance.
+    _owner: ClassVar[Any] = None
 
     @property
     def pidfd(self) -> int | None:
-        """A close-on-exec pidfd of the sender, or None: see `pidfd_error`.
+        """A close-on-exec pidfd of the sender, or None (see `pidfd_error`).
 
         Each message has a new one, even if MSG_PEEK received it.
         """
-        fds = self._pidfd.fds
-        return fds[0] if fds else None
+        owner = self._owner
+        return None if owner is None else next(iter(owner.numbers(owner.PIDFD)), None)
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -73,36 +72,50 @@ class Message:
         They are close-on-exec. Each message has new ones, even if MSG_PEEK
         received it.
         """
-        return self._fds.fds
+        owner = self._owner
+        return () if owner is None else owner.numbers(owner.FDS)
 
     def detach_pidfd(self) -> int | None:
         """Take over the pidfd. From now on, you must close it yourself."""
-        fds, pidfd = self._pidfd.fds, self.pidfd
+        owner = self._owner
+        if owner is None:
+            return None
+        taken = owner.empty()
         try:
-            self._pidfd.forget()
+            owner.move(taken, owner.PIDFD)
+            pidfd = next(iter(taken.numbers(owner.PIDFD)), None)
+            taken.struct.released = True
             return pidfd
         except BaseException:  # a signal handler raised before the caller had it
-            self._pidfd.take_back(fds)
+            taken.struct.released = False
+            taken.move(owner, owner.PIDFD)
             raise
 
     def detach_fds(self) -> tuple[int, ...]:
         """Take over `fds`. From now on, you must close them yourself."""
-        fds = self._fds.fds
+        owner = self._owner
+        if owner is None:
+            return ()
+        taken = owner.empty()
         try:
-            self._fds.forget()
+            owner.move(taken, owner.FDS)
+            fds: tuple[int, ...] = taken.numbers(owner.FDS)
+            taken.struct.released = True
             return fds
         except BaseException:
-            self._fds.take_back(fds)
+            taken.struct.released = False
+            taken.move(owner, owner.FDS)
             raise
 
     def close(self) -> None:
         """Close the pidfd and `fds`, unless you have taken them over.
 
-        This may block if a stranger attached the descriptors: see
-        `receive`.
+        This can block for as long as the sender likes, if it attached a
+        descriptor that lingers (see `receive`). Signal handlers run between
+        two descriptors.
         """
-        self._pidfd.close()
-        self._fds.close()
+        if self._owner is not None:
+            self._owner.close()
 
     def __enter__(self) -> "Message":  # noqa: PYI034  # typing has Self from Python 3.11 on
         return self
@@ -111,6 +124,6 @@ class Message:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._pidfd.fds or self._fds.fds:
+        if self.pidfd is not None or self.fds:
             raise TypeError("a Message with descriptors cannot be copied or pickled: close or detach them first")
         return Message, (self.data, self.cred, self.label, self.flags, self.address, self.pidfd_error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from ._cred import Cred
@@ -190,12 +189,11 @@ def open_pidfd(conn: Connection) -> int:
     References:
         pidfd_open(2), unix(7). Linux 6.5 and later.
     """
-    opened: list[int] = []
+    owner = kernel.Owner()
     try:
-        kernel.open_pidfd(descriptor(conn), opened)
-        return opened[0]
+        pidfd = kernel.open_pidfd(descriptor(conn), owner)
+        owner.struct.released = True
+        return pidfd
     except BaseException:  # a signal handler may raise as well
-        for pidfd in opened:
-            if pidfd >= 0:  # not a negative errno
-                os.close(pidfd)
+        owner.close()
         raise

@@ -21,5 +21,5 @@ def _refuse(*_: object) -> NoReturn:
 
 
 read = read_groups = read_label = open_pidfd = open_proc = _refuse
-overflow_ids = read_with_groups = _refuse
+overflow_ids = read_with_groups = Owner = _refuse
 enable = receive = send = _refuse

@@ -152,7 +152,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int = 0, *, max_fds: int =
     References:
         unix(7), recv(2), cmsg(3). Linux 2.2 and later.
     """
-    return kernel.receive(sock, bufsize, index(flags), index(max_fds))
+    return kernel.receive(sock, index(bufsize), index(flags), index(max_fds))
 
 
 def send(
@@ -206,7 +206,8 @@ def send(
         unix(7), send(2), credentials(7). Linux 2.2 and later.
     """
     check_cred(cred)
-    return kernel.send(sock, _buffers(data), cred, _descriptors(fds), flags, address)
+    attached: list[Any] = []  # which nobody else may hold
+    return kernel.send(sock, _buffers(data), cred, _descriptors(fds, attached), flags, address)
 
 
 def _buffers(data: Data) -> list[Buffer]:
@@ -220,10 +221,11 @@ def _buffers(data: Data) -> list[Buffer]:
     return [data]  # type: ignore[list-item]
 
 
-def _descriptors(fds: Iterable[Any]) -> Iterator[int]:
+def _descriptors(fds: Iterable[Any], attached: list[Any]) -> Iterator[int]:
     if isinstance(fds, bytes | bytearray | memoryview):  # iterables of ints, but hardly of descriptors
         raise TypeError(f"fds must be an iterable of descriptors, not {fds!r}")
     for each in fds:
+        attached.append(each)
         number = as_int(each.fileno() if hasattr(each, "fileno") else each)
         if number is None:
             raise TypeError(f"fds must hold descriptors or objects with fileno(), not {each!r}")

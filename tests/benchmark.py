@@ -166,7 +166,7 @@ def same_job(sock: socket) -> Peer:
         raise OSError(EAFNOSUPPORT, "not a Unix socket")
     if uid == 0xFFFFFFFF or gid == 0xFFFFFFFF:
         raise OSError(ENOTCONN, "not connected")
-    return Peer(pid=pid or None, uid=uid, gid=gid)
+    return Peer(pid or None, uid, gid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +200,10 @@ def receive_by_hand(sock: socket, bufsize: int, max_fds: int = 0) -> Received:
                 continue
             if pid == 0 and not data and sock.getsockopt(SOL_SOCKET, SO_TYPE) == SOCK_STREAM:
                 continue
-            cred = Peer(pid=pid or None, uid=uid, gid=gid)
+            cred = Peer(pid or None, uid, gid)
     if flags & CTRUNC and cred is None:
         raise OSError(EMSGSIZE, "cut off")
-    return Received(data=data, cred=cred, flags=flags & ~CLOEXEC, address=address, fds=tuple(fds))
+    return Received(data, cred, flags & ~CLOEXEC, address, tuple(fds))
 
 
 class Ucred(ctypes.Structure):

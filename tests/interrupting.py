@@ -115,6 +115,7 @@ def prepared(case: Case) -> Generator[tuple[Table, Call], None, None]:
     with receiver, sender, Table() as table:
         steps = case(receiver, sender)
         calls, results = [next(steps)], []
+        table.look()
 
         def function() -> None:
             # What is returned is in the list before a handler can raise. No

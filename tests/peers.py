@@ -52,6 +52,7 @@ SO_PEERGROUPS, SO_PASSPIDFD, SO_PEERPIDFD, SO_PASSRIGHTS = OPTION_NUMBERS[
     next((name for name in ("parisc", "sparc") if os.uname().machine.startswith(name)), "most")
 ][5:]
 SCM_SECURITY, SCM_PIDFD = 3, 4
+SO_TIMESTAMP = 29  # not on parisc
 
 # The functions that ask for one answer each.
 SISTERS = [peercred.read, peercred.read_groups, peercred.read_label, peercred.open_pidfd]

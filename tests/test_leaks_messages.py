@@ -14,7 +14,7 @@ import warnings
 
 import pytest
 from leaks import CALLS, assert_no_leak, closed, connection, tcp, two_ends
-from peers import kernel_has_pidfd, needs_cpython, own
+from peers import SO_TIMESTAMP, kernel_has_pidfd, needs_cpython, own
 
 from peercred import Cred, messages
 
@@ -64,9 +64,6 @@ def take_over(message):
 def fail_to_pickle(message):
     with message:
         pickle.dumps(message)
-
-
-SO_TIMESTAMP = 29
 
 
 def enable_time_stamps(sock):

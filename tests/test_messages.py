@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from peers import Child, become, call, connect, needs_root, own
+from peers import SO_TIMESTAMP, Child, become, call, connect, needs_root, own
 
 import peercred
 from peercred import Cred, messages
@@ -135,7 +135,7 @@ def test_credentials_without_room(datagrams):
     The message must not pass for one of nobody.
     """
     receiver, sender = datagrams
-    receiver.setsockopt(socket.SOL_SOCKET, 29, 1)  # SO_TIMESTAMP
+    receiver.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
     sender.send(b"x")
     with pytest.raises(OSError, match="SO_TIMESTAMP") as caught:
         messages.receive(receiver, 100)

@@ -1,109 +1,197 @@
-"""Control messages that this kernel never sends, as answers of recvmsg()."""
+"""receive(): control messages that this kernel never sends."""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
 
 import pytest
+from faked import run, shim  # noqa: F401
 from peers import SCM_PIDFD, SCM_SECURITY, needs_pidfd
+from raw import creds, part, rights
 
-from peercred import Cred, messages
-
-CREDS = (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("iII", 7, 8, 9))
-
-
-class Answering(socket.socket):
-    """A socket whose recvmsg() answers with this control data."""
-
-    asked = 0
-
-    def answer(self, *control, flags=0):
-        def recvmsg(bufsize, room, _):
-            self.asked = room
-            return b"x", list(control), flags, None
-
-        self.recvmsg = recvmsg
+CREDS = creds(7, 8, 9)
+WHOLE = ["messages.enable(receiver, label=True)", "print(messages.receive(receiver, 10))"]
 
 
-@pytest.fixture
-def sock():
-    with Answering(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        messages.enable(sock, label=True)
-        yield sock
+def test_the_shim_is_asked(run):
+    """The counter-test: a well-formed stamp is believed."""
+    assert "cred=Cred(pid=7, uid=8, gid=9), label=None" in run(*WHOLE, CONTROL=CREDS.hex())
 
 
-def copies(number):
-    return [os.dup(0) for _ in range(number)]
+def test_control_messages_of_other_levels(run):
+    """Control messages of another level are ignored.
+
+    Their numbers look like credentials of root, or a descriptor.
+    """
+    ip = creds(1, 0, 0, level=socket.IPPROTO_IP) + rights(0, level=socket.IPPROTO_IP)
+    lines = [
+        "message = messages.receive(receiver, 10, max_fds=5)",
+        "print(message.cred, message.fds, os.path.exists('/proc/self/fd/0'))",
+    ]
+    assert run(WHOLE[0], *lines, CONTROL=(CREDS + ip).hex()) == "Cred(pid=7, uid=8, gid=9) () True"
 
 
-def is_open(fd):
-    return os.path.exists(f"/proc/self/fd/{fd}")
+LABELS = {
+    "SELinux ends it by a NUL": (b"system_u:system_r:init_t:s0\0", b"system_u:system_r:init_t:s0"),
+    "AppArmor does not": (b"/usr/sbin/cupsd (enforce)", b"/usr/sbin/cupsd (enforce)"),
+    "not text": (b"odd name \xc3\xa9\xff (complain)", b"odd name \xc3\xa9\xff (complain)"),
+    "one NUL is the end, two are not": (b"label\0\0", b"label\0"),
+    "long": (b"y" * 4095 + b"\0", b"y" * 4095),
+    "empty": (b"", None),
+    "a NUL alone": (b"\0", None),
+}
 
 
-@pytest.mark.parametrize("length", [4, 5, 6, 7])
-def test_part_of_a_number(sock, length):
-    """If the last number is cut off, the whole ones before it are received."""
-    [fd] = copies(1)
-    payload = (struct.pack("i", fd) + bytes(3))[:length]
-    sock.answer(CREDS, (socket.SOL_SOCKET, socket.SCM_RIGHTS, payload))
-    with messages.receive(sock, 10, max_fds=2) as message:
-        assert message.fds == (fd,)
-    assert not is_open(fd)
+@pytest.mark.parametrize("form", LABELS)
+def test_labels(run, form):
+    """Labels of SELinux and AppArmor come as they are. An empty one is none."""
+    payload, label = LABELS[form]
+    answer = run(*WHOLE, CONTROL=(CREDS + part(SCM_SECURITY, payload)).hex())
+    assert f"cred=Cred(pid=7, uid=8, gid=9), label={label}, flags=0" in answer
 
 
-def test_two_pidfds(sock):
-    """The message keeps the first pidfd, and the others are closed at once."""
-    fds = copies(3)
-    sock.answer(CREDS, (socket.SOL_SOCKET, SCM_PIDFD, struct.pack("3i", *fds)))
-    with messages.receive(sock, 10) as message:
-        assert message.pidfd == fds[0]
-        assert [is_open(fd) for fd in fds] == [True, False, False]
-        assert message.flags == socket.MSG_CTRUNC
-        others = copies(2)  # which get the numbers that are free again
-        assert others == fds[1:]
-    assert [is_open(fd) for fd in fds] == [False, True, True]
-    for fd in others:
-        os.close(fd)
+def test_label_that_is_cut_off(run):
+    """A label that is cut off is an error."""
+    answer = run(*WHOLE, CONTROL=(CREDS + part(SCM_SECURITY, b"y" * 5000)).hex())
+    assert answer.startswith(f"OSError {errno.EMSGSIZE} ")
 
 
-def test_whole_label_beside_lost_descriptors(sock):
-    """MSG_CTRUNC does not mean that the label was cut off."""
-    sock.answer(CREDS, (socket.SOL_SOCKET, SCM_SECURITY, b"label\0"), flags=socket.MSG_CTRUNC)
-    message = messages.receive(sock, 10)
-    assert (message.cred, message.label, message.flags) == (Cred(7, 8, 9), b"label", socket.MSG_CTRUNC)
+@pytest.mark.parametrize("length", [0, 1, 4, 8, 11, 13, 16])
+def test_credentials_of_another_length_are_refused(run, length):
+    """A stamp of fewer than 12 bytes, or more, is an error."""
+    answer = run(*WHOLE, CONTROL=part(socket.SCM_CREDENTIALS, bytes(length)).hex())
+    assert answer.startswith(f"OSError {errno.EMSGSIZE} ")
 
 
-@pytest.mark.parametrize("number", [1, 22])
-def test_refused_pidfd(sock, number):
-    """-EPERM and -EINVAL are no descriptors, so nothing is closed for them."""
-    before = os.listdir("/proc/self/fd")
-    sock.answer(CREDS, (socket.SOL_SOCKET, SCM_PIDFD, struct.pack("i", -number)))
-    with messages.receive(sock, 10) as message:
-        assert message.pidfd is None
-    assert os.listdir("/proc/self/fd") == before
+@pytest.mark.parametrize("ids", [(2**32 - 1, 2**32 - 1), (2**32 - 1, 0), (0, 2**32 - 1)])
+@pytest.mark.parametrize("pid", [0, 1])
+def test_an_id_of_minus_one_is_nobody(run, ids, pid):
+    """A uid or gid of -1 is no sender, whatever stands beside it."""
+    payload = struct.pack("iII", pid, *ids)
+    assert "cred=None" in run(*WHOLE, CONTROL=part(socket.SCM_CREDENTIALS, payload).hex())
+
+
+@pytest.mark.parametrize("ids", [(8, 9), (0, 0)])
+def test_pid_of_nought_with_ids_is_somebody(run, ids):
+    """A pid of 0 beside valid ids is a sender in another PID namespace."""
+    answer = run(*WHOLE, CONTROL=part(socket.SCM_CREDENTIALS, struct.pack("iII", 0, *ids)).hex())
+    assert f"cred=Cred(pid=None, uid={ids[0]}, gid={ids[1]})" in answer
 
 
 @needs_pidfd
-def test_pidfd_refused_by_eperm(sock):
-    """`pidfd_error` is a PermissionError if the payload is -EPERM."""
-    messages.enable(sock, pidfd=True)
-    sock.answer(CREDS, (socket.SOL_SOCKET, SCM_PIDFD, struct.pack("i", -1)))
-    assert type(messages.receive(sock, 10).pidfd_error) is PermissionError
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (errno.EINVAL, f"ProcessLookupError({errno.ESRCH}, 'the sender is gone"),
+        (errno.ESRCH, f"ProcessLookupError({errno.ESRCH}, "),
+        (errno.EMFILE, f"OSError({errno.EMFILE}, "),
+    ],
+)
+def test_no_pidfd_and_the_reason(run, number, error):
+    """A negative number in the place of a pidfd is its errno.
+
+    EINVAL means a reaped sender, from Linux 6.5 to 6.15.
+    """
+    stamps = CREDS + part(SCM_PIDFD, struct.pack("i", -number))
+    answer = run(
+        "messages.enable(receiver, pidfd=True)",
+        "message = messages.receive(receiver, 10)",
+        "print(message.pidfd, repr(message.pidfd_error))",
+        CONTROL=stamps.hex(),
+    )
+    assert answer.startswith(f"None {error}")
 
 
-def test_no_pidfd_was_wanted(sock):
-    """If no pidfd was asked for, `pidfd_error` is None even with MSG_CTRUNC."""
-    sock.answer(CREDS, flags=socket.MSG_CTRUNC)
-    assert messages.receive(sock, 10).pidfd_error is None
+# Descriptors 95 to 99 are the program's own, so that the fake ones are open.
+DESCRIPTORS = [
+    "for number in range(95, 100): os.dup2(0, number)",
+    "messages.enable(receiver, label=True)  # room for 4096 bytes",
+    "try:",
+    "    with messages.receive(receiver, 10, max_fds=2) as message:",
+    "        print(message.cred, message.pidfd, message.fds, message.flags, sorted({*range(95, 100)} - opened()))",
+    "finally: print(sorted({*range(95, 100)} - opened()))",
+]
+CUT, WHO = int(socket.MSG_CTRUNC), "Cred(pid=7, uid=8, gid=9)"
+PIDFDS = [part(SCM_PIDFD, struct.pack("i", number)) for number in range(95, 100)]
+# What is printed while the message is open: the last is what is closed already.
+# Then: what is closed in the end.
+OWNED = {
+    "one of each": (CREDS + rights(95, 96) + PIDFDS[2], f"{WHO} 97 (95, 96) 0 []", [95, 96, 97]),
+    "descriptors in three parts": (
+        CREDS + rights(95) + rights(96, 97) + rights(98),
+        f"{WHO} None (95, 96) {CUT} [97, 98]",
+        [95, 96, 97, 98],
+    ),
+    "three pidfds": (CREDS + PIDFDS[0] + PIDFDS[1] + PIDFDS[2], f"{WHO} 95 () {CUT} [96, 97]", [95, 96, 97]),
+    "three pidfds in one": (CREDS + part(SCM_PIDFD, struct.pack("3i", 95, 96, 97)), f"{WHO} None () {CUT} [95, 96, 97]", [95, 96, 97]),
+    "a pidfd first": (PIDFDS[0] + rights(96) + CREDS, f"{WHO} 95 (96,) 0 []", [95, 96]),
+    "part of a number": (CREDS + part(socket.SCM_RIGHTS, struct.pack("i", 95) + bytes(3)), f"{WHO} None (95,) 0 []", [95]),
+    "a negative number": (CREDS + rights(-1, 95, -24), f"{WHO} None (95,) 0 []", [95]),
+    "a refused pidfd": (CREDS + part(SCM_PIDFD, struct.pack("i", -22)) + rights(95), f"{WHO} None (95,) 0 []", [95]),
+    "two credentials": (CREDS + CREDS, None, []),
+    "two credentials and descriptors": (CREDS + rights(95) + creds(1, 0, 0) + rights(96, 97, 98), None, [95, 96, 97, 98]),
+    "credentials too long, and descriptors": (part(socket.SCM_CREDENTIALS, bytes(16)) + rights(95) + PIDFDS[2], None, [95, 97]),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("creds", [True, False])
-def test_room_for_no_descriptor(creds):
-    """If no descriptors are asked for, the buffer has no room for even one."""
-    with Answering(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        messages.enable(sock, creds=creds)
-        sock.answer(*[CREDS] * creds)
-        messages.receive(sock, 10)
-        assert sock.asked < creds * socket.CMSG_SPACE(12) + socket.CMSG_LEN(4)
+@pytest.mark.parametrize("form", OWNED)
+def test_each_descriptor_is_closed_once(run, form):
+    """The message has what was asked for; the rest is closed at once.
+
+    In the end all is closed, also if receive() fails.
+    """
+    control, while_open, closed = OWNED[form]
+    lines = run(*DESCRIPTORS, CONTROL=control.hex()).splitlines()
+    if while_open is None:
+        assert lines[0] == str(closed)
+        assert lines[1].startswith(f"OSError {errno.EMSGSIZE} ")
+    else:
+        assert lines == [while_open, str(closed)]
+
+
+def test_descriptors_that_nothing_can_hold(run):
+    """If no descriptor is asked for, those that come all the same are closed.
+
+    There is room for some if another process turns SO_PASSCRED off meanwhile.
+    """
+    answer = run(
+        "for number in range(95, 100): os.dup2(0, number)",
+        "messages.enable(receiver)",
+        "try: print(messages.receive(receiver, 10))",
+        "finally: print(sorted({*range(95, 100)} - opened()))",
+        CONTROL=rights(95, 96, 97).hex(),
+    ).splitlines()
+    assert answer == [f"Message(data=b'x', cred=None, label=None, flags={CUT}, address=None)", "[95, 96, 97]"]
+
+
+def test_whole_label_beside_lost_descriptors(run):
+    """MSG_CTRUNC does not mean that the label was cut off."""
+    control = CREDS + part(SCM_SECURITY, b"label\0")
+    assert f"cred={WHO}, label=b'label', flags={CUT}" in run(*WHOLE, CONTROL=control.hex(), FLAGS=CUT)
+
+
+@needs_pidfd
+@pytest.mark.parametrize(("pidfd", "expected"), [(True, errno.EMSGSIZE), (False, None)])
+def test_no_pidfd(run, pidfd, expected):
+    """Only if one was asked for, `pidfd_error` says what MSG_CTRUNC means."""
+    lines = [
+        f"messages.enable(receiver, pidfd={pidfd})",
+        "error = messages.receive(receiver, 10).pidfd_error",
+        "print(error and error.errno)",
+    ]
+    assert run(*lines, CONTROL=CREDS.hex(), FLAGS=CUT) == str(expected)
+
+
+@pytest.mark.parametrize("length", [0, 1, 15, 17, 27, 29, 2**31, 2**63, 2**64 - 1])
+def test_lengths_that_lie(run, length):
+    """A control message is believed no further than the buffer."""
+    if length >= 2 ** (8 * struct.calcsize("N")):
+        pytest.skip(reason="needs 64 bits, for this length")
+    answer = run(*WHOLE, CONTROL=creds(7, 8, 9, length=length).hex(), RAW=1)
+    # Shorter than a header: nothing. Longer than the buffer: what is there.
+    assert answer.startswith(
+        "Message(data=b'x', cred=None, " if length < socket.CMSG_LEN(0) else f"OSError {errno.EMSGSIZE} "
+    )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import socket
+import struct
 import threading
+import time
+from pathlib import Path
 
 import pytest
-from peers import interrupted_by, own
+from peers import DEADLINE, interrupted_by, outcome, own
 
 from peercred import messages
 
@@ -54,3 +60,138 @@ def test_what_recvmsg_cannot_take(datagrams, bufsize, flags):
     with pytest.raises(ValueError, match="bufsize or flags is out of range"):
         messages.receive(receiver, bufsize, flags)
     assert messages.receive(receiver, 10).data == b"x"
+
+
+@pytest.fixture(params=["forever", "with a timeout", "with SO_RCVTIMEO"])
+def patient(ends, request):
+    """A receiver of each type that waits in C or in Python, and a sender."""
+    receiver, _ = ends
+    if request.param == "with a timeout":
+        receiver.settimeout(DEADLINE)
+    if request.param == "with SO_RCVTIMEO":
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", DEADLINE, 0))
+    return ends
+
+
+@contextlib.contextmanager
+def received_in_a_thread(receiver):
+    """What receive() returns or raises, once this ends."""
+    outcomes = []
+    thread = threading.Thread(target=lambda: outcomes.append(outcome(messages.receive, receiver, 100)))
+    thread.start()
+    while thread.is_alive() and not asleep(thread):
+        time.sleep(0.001)
+    yield outcomes
+    thread.join()
+
+
+def asleep(thread):
+    """Whether it waits (for the socket, because this thread has the GIL)."""
+    return Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+def test_message_that_comes_late(patient):
+    """A message that comes while receive() waits is received."""
+    receiver, sender = patient
+    messages.enable(receiver)
+    with received_in_a_thread(receiver) as outcomes:
+        sender.send(b"x")
+    assert outcomes == [messages.Message(b"x", own())]
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_shut_down_while_it_waits(kind, timeout):
+    """If the socket is shut down meanwhile, there is no data."""
+    receiver, sender = socket.socketpair(socket.AF_UNIX, kind)
+    with receiver, sender:
+        receiver.settimeout(timeout)
+        with received_in_a_thread(receiver) as outcomes:
+            receiver.shutdown(socket.SHUT_RD)
+    assert outcomes == [messages.Message(b"")]
+
+
+def test_several_that_wait_for_one_message(patient):
+    """Of several threads that wait, each gets one message."""
+    receiver, sender = patient
+    with contextlib.ExitStack() as stack:
+        outcomes = [stack.enter_context(received_in_a_thread(receiver)) for _ in range(5)]
+        for number in range(5):
+            sender.send(b"%d" % number * 100)
+    assert sorted(each.data[:1] for (each,) in outcomes) == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_closed_while_it_waits(ends):
+    """If the socket is closed while Python waits for it, that is an error.
+
+    (A recvmsg(2) that waits in the kernel goes on.)
+    """
+    receiver, sender = ends
+    receiver.settimeout(0.2)
+    with received_in_a_thread(receiver) as outcomes:
+        os.close(receiver.detach())
+    assert outcomes[0] in ((OSError, errno.EBADF), (TimeoutError, None))
+    assert sender.fileno() >= 0
+
+
+@pytest.mark.parametrize("timeout", [None, 0, 60])
+def test_so_rcvtimeo(ends, timeout):
+    """SO_RCVTIMEO ends the wait of a blocking socket, as it does for recv()."""
+    receiver, _ = ends
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 1000))
+    receiver.settimeout(timeout if timeout != 60 else 0.01)
+    assert outcome(messages.receive, receiver, 100) in ((BlockingIOError, errno.EAGAIN), (TimeoutError, None))
+
+
+def test_handler_that_raises(patient):
+    """What a signal handler raises ends the wait."""
+    receiver, sender = patient
+
+    def handler(*_):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), interrupted_by(handler, 0.05):
+        messages.receive(receiver, 100)
+    sender.send(b"x")
+    assert messages.receive(receiver, 100).data == b"x"
+
+
+@pytest.mark.parametrize("bufsize", [-1, -(2**64), 2**62])
+def test_sizes_that_cannot_be(datagrams, bufsize):
+    """A size that no buffer can have is refused, and no message lost."""
+    receiver, sender = datagrams
+    sender.send(b"x")
+    with pytest.raises((ValueError, MemoryError)):
+        messages.receive(receiver, bufsize)
+    assert messages.receive(receiver, 10).data == b"x"
+
+
+@pytest.mark.parametrize("bufsize", ["1", b"1", 1.0, None, [1]])
+def test_sizes_that_are_no_numbers(datagrams, bufsize):
+    """A size must be an integer."""
+    with pytest.raises(TypeError):
+        messages.receive(datagrams[0], bufsize, socket.MSG_DONTWAIT)
+
+
+def test_real_length_of_what_is_cut_off(ends):
+    """MSG_TRUNC gives no more data than the buffer holds.
+
+    The kernel returns the whole length of a datagram then.
+    """
+    receiver, sender = ends
+    sender.send(b"x" * 5000)
+    message = messages.receive(receiver, 10, socket.MSG_TRUNC | socket.MSG_PEEK)
+    assert len(message.data) <= 10
+    if receiver.type != socket.SOCK_STREAM:
+        assert message.flags & socket.MSG_TRUNC
+        assert message.data == b"x" * 10
+
+
+def test_no_buffer(ends):
+    """Without a buffer, the data of a stream stays; that is not its end."""
+    receiver, sender = ends
+    messages.enable(receiver)
+    sender.send(b"x")
+    message = messages.receive(receiver, 0)
+    assert (message.data, message.cred) == (b"", own())
+    if receiver.type == socket.SOCK_STREAM:
+        assert messages.receive(receiver, 1).data == b"x"

@@ -17,7 +17,7 @@ from functools import partial
 
 import pytest
 from interrupting import Interrupted, ours, prepared, raising_at_bytecode, raising_at_call, storm
-from peers import SO_PASSPIDFD, SO_PASSRIGHTS, attach, call, needs_pidfd, outcome, own, own_effective
+from peers import SO_PASSPIDFD, SO_PASSRIGHTS, SO_TIMESTAMP, attach, call, needs_pidfd, outcome, own, own_effective
 
 import peercred
 from peercred import messages
@@ -49,29 +49,17 @@ def receiving(attached, max_fds, label=False):
     return case
 
 
-class Refused(socket.socket):
-    """A socket whose SO_PASSCRED another thread turns off.
-
-    It does so while receive() waits for a message.
-    """
-
-    def late(self, *args):
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
-        return super().recvmsg(*args)
-
-
 def refusing(receiver, sender):
-    """Receive descriptors, and then raise an error of its own."""
+    """Receive, and raise an error: there is no room for the credentials."""
     messages.enable(receiver)
+    receiver.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
     attach(sender, b"x", 5)
 
-    def receive(sock):
+    def receive():
         with pytest.raises(OSError, match="no room for the message"):
-            messages.receive(sock, 100)
+            messages.receive(receiver, 100)
 
-    with Refused(fileno=os.dup(receiver.fileno())) as sock:
-        sock.recvmsg = sock.late
-        yield partial(receive, sock)
+    yield receive
 
 
 def closing(receiver, sender):

@@ -1,0 +1,179 @@
+"""The descriptors of a message have one owner at any moment.
+
+Neither copies nor threads make two of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import gc
+import itertools
+import os
+import pickle
+import socket
+
+import pytest
+from crowd import crowd_fixture  # noqa: F401
+from interrupting import Interrupted, raising_at_call
+from peers import attach, needs_cpython, needs_pidfd, open_descriptors
+
+from peercred import messages
+
+
+@pytest.fixture
+def message(pair):
+    """A message with two descriptors."""
+    receiver, sender = pair
+    attach(sender, b"x", 2)
+    with messages.receive(receiver, 100, max_fds=2) as message:
+        yield message
+
+
+def is_open(fd):
+    return os.path.exists(f"/proc/self/fd/{fd}")
+
+
+COPIES = {
+    "asdict": dataclasses.asdict,
+    "astuple": dataclasses.astuple,
+    "replace": lambda message: dataclasses.replace(message, data=b"y"),
+    "a dict": lambda message: dict(vars(message)),
+    "a copied dict": lambda message: copy.copy(vars(message)),
+    "a deeply copied dict": lambda message: copy.deepcopy(vars(message)),
+    "a pickled dict": lambda message: pickle.loads(pickle.dumps(vars(message))),
+    "an object with its dict": lambda message: vars(object.__new__(messages.Message)).update(vars(message)),
+    "an update": lambda message: object.__new__(messages.Message).__dict__.update(vars(message)),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_own_nothing(message, name):
+    """What is made of a message, and dropped, closes none of its descriptors.
+
+    Nor does it close those that have their numbers later.
+    """
+    fds = message.fds
+    try:
+        made = COPIES[name](message)
+    except TypeError as error:
+        made = None
+        assert "pickle" in str(error)
+    del made
+    gc.collect()
+    assert all(map(is_open, fds))
+    message.close()
+    others = [os.dup(0), os.dup(0)]
+    assert tuple(others) == fds
+    message.close()
+    gc.collect()
+    assert all(map(is_open, others))
+    for fd in others:
+        os.close(fd)
+
+
+def test_pickled_in_another_process(message):
+    """A process that is forked while a message is open has copies.
+
+    It closes its own, and the parent's stay open.
+    """
+    if (child := os.fork()) == 0:
+        message.close()
+        os._exit(any(map(is_open, message.detach_fds())))
+    assert os.waitpid(child, 0)[1] == 0
+    assert all(map(is_open, message.fds))
+
+
+@pytest.mark.parametrize("rivals", ["close", "detach", "both"])
+def test_rivals(pair, crowd, effort, rivals):
+    """Of threads that close and detach at once, one gets each descriptor.
+
+    What a thread has detached stays open, whatever the others do.
+    """
+    receiver, sender = pair
+    for _ in range(40 * effort):
+        attach(sender, b"x", 20)
+        message, detached, others = messages.receive(receiver, 1, max_fds=20), [], []
+        fds = message.fds
+
+        def detach(done, message=message, detached=detached):
+            detached.extend(message.detach_fds())
+
+        def close(done, message=message, others=others):
+            message.close()
+            others.append(os.dup(1))  # gets the number of one that was closed
+
+        crowd({"close": [close] * 8, "detach": [detach] * 8, "both": [detach, close] * 4}[rivals])
+        assert message.fds == ()
+        assert set(detached) <= set(fds)
+        for fd in detached + others:
+            os.close(fd)  # raises if somebody else has closed it
+        assert not any(map(is_open, fds))
+
+
+@needs_pidfd
+def test_rivals_for_a_pidfd(pair, crowd, effort):
+    """Of threads that close and detach at once, at most one gets the pidfd."""
+    receiver, sender = pair
+    messages.enable(receiver, pidfd=True)
+    for _ in range(100 * effort):
+        sender.send(b"x")
+        message, detached = messages.receive(receiver, 1), []
+
+        def detach(done, message=message, detached=detached):
+            detached.append(message.detach_pidfd())
+
+        crowd([detach, lambda done, message=message: message.close()] * 4)
+        assert message.pidfd is None
+        for fd in filter(None, detached):
+            os.close(fd)
+        assert len(detached) - detached.count(None) <= 1
+
+
+@needs_cpython("where a cycle is found at once")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_reference_cycle(pair):
+    """A message in a reference cycle closes its descriptors.
+
+    The cycle may still use the message while Python takes it apart.
+    """
+    receiver, sender = pair
+
+    class Late:
+        def __del__(self):
+            seen.append(self.message.fds)
+            self.message.close()
+
+    for _ in range(20):
+        seen = []
+        attach(sender, b"x", 2)
+        late = Late()
+        late.message = messages.receive(receiver, 1, max_fds=2)
+        late.message.__dict__["late"] = late
+        fds = late.message.fds
+        del late
+        gc.collect()
+        assert seen in ([fds], [()])
+        assert not any(map(is_open, fds))
+
+
+@needs_cpython("it interrupts by sys.setprofile()")
+def test_kept_exceptions(pair):
+    """An exception that is kept, with all its frames, keeps nothing open."""
+    receiver, sender = pair
+    before, kept = open_descriptors(), []
+    for place in itertools.count():
+        attach(sender, b"x", 10)
+        with raising_at_call(place, lambda: None) as where:
+            try:
+                message = messages.receive(receiver, 1, max_fds=10)
+            except Interrupted as error:
+                kept.append(error)
+        if not where:
+            break
+        assert open_descriptors() == before, where
+        with contextlib.suppress(BlockingIOError):  # it was received before it was interrupted
+            receiver.recv(1, socket.MSG_DONTWAIT)
+    message.close()
+    assert len(kept) > 10
