@@ -21,8 +21,9 @@ SHIM = r"""
 #include <string.h>
 #include <sys/socket.h>
 
-/* recvmsg(2), but of the receiver the control data is the bytes of FAKE_CONTROL (in hex); if they are too many,
-   MSG_CTRUNC. FAKE_FLAGS come too. With FAKE_LATE, SO_PASSCRED is turned on just before, as by another thread. */
+/* recvmsg(2), but of FAKE_RECEIVER, or of all sockets, the control data is the bytes of FAKE_CONTROL (in hex); if they
+   are too many, MSG_CTRUNC. FAKE_FLAGS come too. With FAKE_LATE, SO_PASSCRED is turned on just before, as by another
+   thread. */
 ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 {
     ssize_t (*real)(int, struct msghdr *, int) = dlsym(RTLD_NEXT, "recvmsg");
@@ -31,7 +32,7 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags)
     struct cmsghdr *part;
     ssize_t result;
 
-    if (fd != atoi(getenv("FAKE_RECEIVER")))
+    if (getenv("FAKE_RECEIVER") && fd != atoi(getenv("FAKE_RECEIVER")))
         return real(fd, message, flags);
     if (getenv("FAKE_LATE"))
         setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int));
@@ -96,14 +97,14 @@ except OSError as error:
 """
 
 
-@pytest.fixture(scope="session")
-def shim(preloadable):
+@pytest.fixture(scope="session", name="shim")
+def shim_fixture(preloadable):
     """The library to preload."""
     return preloadable(SHIM)
 
 
-@pytest.fixture
-def run(shim):
+@pytest.fixture(name="run")
+def run_fixture(shim):
     """What a program prints that has a `receiver` and a `sender`."""
 
     def run(*lines, **fake):

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import copy
 import pickle
-from pathlib import Path
 
 import pytest
-from peers import bind_mount, in_pid_namespace, needs_namespaces
+from faked import shim_fixture  # noqa: F401
+from peers import run_python
+from raw import creds
 
-from peercred import AllowList, Cred
+from peercred import AllowList
 
 
 def test_is_a_value():
@@ -46,24 +47,31 @@ def test_copies_are_equal(make):
     assert repr(make(allowed)) == repr(allowed)
 
 
-@needs_namespaces
-@pytest.mark.parametrize("make", COPIES)
-def test_copies_are_checked_anew(make, tmp_path):
+PROGRAM = """
+import copy, os, pickle
+from peercred import AllowList, Cred
+COPIES = copy.copy, copy.deepcopy, lambda allowed: pickle.loads(pickle.dumps(allowed))
+make, allowed = COPIES[int(os.environ["WHICH"])], AllowList(uids={1000}, gids=range(5, 10))
+os.environ["FAKE_CONTROL"] = os.environ["USER_SEVEN"]
+print(*(each.permits(Cred(1, 0, 7)) for each in (allowed, make(allowed))))
+os.environ["FAKE_CONTROL"] = os.environ["USER_THOUSAND"]
+try: make(allowed)
+except ValueError as error: print(error)
+"""
+
+
+@pytest.mark.parametrize("number", range(len(COPIES)))
+def test_copies_are_checked_anew(shim, number):
     """A copy that lists what is an overflow id by now cannot be made.
 
-    (Here, by this namespace's files.)
+    Root can change these ids. (Here, a preloaded library does.)
     """
-    allowed = AllowList(uids={1000}, gids=range(5, 10))
-    for kind, number in (("uid", "1000\n"), ("gid", "7\n")):
-        (tmp_path / kind).write_text(number)
-
-    def elsewhere():
-        bind_mount(tmp_path / "gid", Path("/proc/sys/kernel/overflowgid"))
-        made = make(allowed)
-        seven = [each.permits(Cred(1, 0, 7)) for each in (allowed, made)]
-        bind_mount(tmp_path / "uid", Path("/proc/sys/kernel/overflowuid"))
-        with pytest.raises(ValueError, match="1000 is the overflow user id"):
-            make(allowed)
-        return seven
-
-    assert in_pid_namespace(elsewhere) == [True, False]
+    env = {
+        "LD_PRELOAD": str(shim),
+        "WHICH": str(number),
+        "USER_SEVEN": creds(0, 65533, 7).hex(),
+        "USER_THOUSAND": creds(0, 1000, 7).hex(),
+    }
+    said = run_python(PROGRAM, env=env).splitlines()
+    assert said[0] == "True False"
+    assert said[1].startswith("1000 is the overflow user id")

@@ -14,7 +14,7 @@ from peers import OPTION_NUMBERS, OPTIONS
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [
-    pytest.mark.skipif(not (ROOT / "build_ffi.py").exists(), reason="needs the source tree, for the C source"),
+    pytest.mark.skipif(not (ROOT / "peercred/_libc.c").exists(), reason="needs the source tree, for the C source"),
     pytest.mark.skipif(find_spec("hatchling") is None, reason="needs hatchling, to import build_ffi"),
 ]
 
@@ -47,7 +47,8 @@ def surface():
     """The names that the module declares, and its C source."""
     program = "import build_ffi; print(build_ffi.DECLARATIONS)"
     declarations = subprocess.check_output([sys.executable, "-B", "-c", program], cwd=ROOT, text=True)
-    return set(re.findall(r"\bS[A-Z_]+\b", declarations)), (ROOT / "peercred" / "_libc.c").read_text()
+    source = (ROOT / "peercred" / "_libc.c").read_text()
+    return set(re.findall(r"\bS[A-Z_]+\b", declarations + source)), source
 
 
 def expected(names, architecture):

@@ -34,13 +34,12 @@ LADDER = {
     "_allow": {"_cred", "_descriptor", "_errors", "_linux", "_unsupported"},
     "_read": {"_cred", "_descriptor", "_linux", "_unsupported"},
     "messages": {"_cred", "_descriptor", "_message", "_linux_messages", "_unsupported"},
-    "_linux_messages": {"_cred", "_libc", "_linux", "_message", "_owned"},
+    "_linux_messages": {"_cred", "_libc", "_linux", "_message"},
     "_linux": {"_cred", "_errors", "_libc"},
     "_unsupported": {"_errors"},
-    "_message": {"_cred", "_owned"},
+    "_message": {"_cred"},
     "_errors": {"_cred"},
     "_descriptor": {"_cred"},
-    "_owned": set(),
     "_cred": set(),
 }
 
@@ -152,10 +151,11 @@ def test_stub_is_of_the_compiled_module():
     assert functions.pop("__getattr__") == 1  # a constant's name
     assert functions.keys() == {name for name in dir(lib) if not isinstance(getattr(lib, name), int)}
     for name, parameters in functions.items():
-        with pytest.raises(TypeError):  # cffi: so many arguments are expected, and that many were given
-            getattr(lib, name)(*[0] * (parameters + 1))
         in_c = re.search(rf"\b{name}\((.*)\);", getattr(lib, name).__doc__)[1]
-        assert len(in_c.split(",")) == parameters
+        assert len(in_c.split(",") if in_c else []) == parameters
+        if parameters:  # cffi does not look at the arguments of a function that takes none
+            with pytest.raises(TypeError):
+                getattr(lib, name)(*[0] * (parameters + 1))
 
 
 def test_nothing_is_made_by_assigning_a_class():

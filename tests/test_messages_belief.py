@@ -30,7 +30,7 @@ def send_as_stranger(sender, data=b"evil"):
 
 @contextlib.contextmanager
 def waiting(receiver, receive=lambda sock: messages.receive(sock, 100, socket.MSG_WAITALL, max_fds=8)):
-    """A thread waits for 100 bytes; what it gets is in the list, once it ends."""
+    """A thread waits for 100 bytes. What it gets is in the list afterwards."""
     received, number = [], receiver.fileno()
     thread = threading.Thread(target=lambda: received.append(receive(receiver)))
     thread.start()
@@ -96,11 +96,10 @@ def test_descriptor_that_changes_while_receive_waits(pair, other, data):
 def test_object_that_is_wrong_about_its_type(pair, kind):
     """A stream is a stream, whatever type the socket object was made with."""
     receiver, sender = pair
-    with socket.socket(socket.AF_UNIX, kind, fileno=os.dup(receiver.fileno())) as wrong:
-        with waiting(wrong) as received:
-            send_as_stranger(sender)
-            messages.enable(receiver)
-            sender.close()
+    with socket.socket(socket.AF_UNIX, kind, fileno=os.dup(receiver.fileno())) as wrong, waiting(wrong) as received:
+        send_as_stranger(sender)
+        messages.enable(receiver)
+        sender.close()
     assert received[0].cred is None
     assert ROOT.permits(received[0].cred) is False
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 
 import pytest
-from faked import run, shim  # noqa: F401
+from faked import run_fixture, shim_fixture  # noqa: F401
 from peers import SCM_PIDFD, SCM_SECURITY, needs_pidfd
 from raw import creds, part, rights
 
@@ -126,15 +125,31 @@ OWNED = {
         [95, 96, 97, 98],
     ),
     "three pidfds": (CREDS + PIDFDS[0] + PIDFDS[1] + PIDFDS[2], f"{WHO} 95 () {CUT} [96, 97]", [95, 96, 97]),
-    "three pidfds in one": (CREDS + part(SCM_PIDFD, struct.pack("3i", 95, 96, 97)), f"{WHO} None () {CUT} [95, 96, 97]", [95, 96, 97]),
+    "three pidfds in one": (
+        CREDS + part(SCM_PIDFD, struct.pack("3i", 95, 96, 97)),
+        f"{WHO} 95 () {CUT} [96, 97]",
+        [95, 96, 97],
+    ),
     "a pidfd first": (PIDFDS[0] + rights(96) + CREDS, f"{WHO} 95 (96,) 0 []", [95, 96]),
-    "part of a number": (CREDS + part(socket.SCM_RIGHTS, struct.pack("i", 95) + bytes(3)), f"{WHO} None (95,) 0 []", [95]),
+    "part of a number": (
+        CREDS + part(socket.SCM_RIGHTS, struct.pack("i", 95) + bytes(3)),
+        f"{WHO} None (95,) 0 []",
+        [95],
+    ),
     "a negative number": (CREDS + rights(-1, 95, -24), f"{WHO} None (95,) 0 []", [95]),
     "a refused pidfd": (CREDS + part(SCM_PIDFD, struct.pack("i", -22)) + rights(95), f"{WHO} None (95,) 0 []", [95]),
     "two credentials": (CREDS + CREDS, None, []),
-    "two credentials and descriptors": (CREDS + rights(95) + creds(1, 0, 0) + rights(96, 97, 98), None, [95, 96, 97, 98]),
-    "credentials too long, and descriptors": (part(socket.SCM_CREDENTIALS, bytes(16)) + rights(95) + PIDFDS[2], None, [95, 97]),
-}  # fmt: skip
+    "two credentials and descriptors": (
+        CREDS + rights(95) + creds(1, 0, 0) + rights(96, 97, 98),
+        None,
+        [95, 96, 97, 98],
+    ),
+    "credentials too long, and descriptors": (
+        part(socket.SCM_CREDENTIALS, bytes(16)) + rights(95) + PIDFDS[2],
+        None,
+        [95, 97],
+    ),
+}
 
 
 @pytest.mark.parametrize("form", OWNED)
