@@ -4,6 +4,7 @@
     peercred.read_groups(conn)  # (4, 27, 1000)
     peercred.read_label(conn)   # b"system_u:system_r:init_t:s0"
     peercred.open_pidfd(conn)   # 7
+    peercred.open_proc(conn)    # 8
 
     allowed = peercred.AllowList(uids={0, "alice"}, gids={"docker"})
     allowed.require(conn)       # a Cred, or NotAllowedError
@@ -24,7 +25,7 @@ from ._allow import AllowList
 from ._cred import Cred
 from ._descriptor import Connection
 from ._errors import NoPeerError, NotAllowedError, UnsupportedError
-from ._read import open_pidfd, read, read_groups, read_label
+from ._read import open_pidfd, open_proc, read, read_groups, read_label
 
 __all__ = [
     "AllowList",
@@ -34,6 +35,7 @@ __all__ = [
     "NotAllowedError",
     "UnsupportedError",
     "open_pidfd",
+    "open_proc",
     "read",
     "read_groups",
     "read_label",

@@ -5,9 +5,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 /* For headers that are older than the running kernel. MIPS, Alpha and PowerPC
@@ -36,6 +39,10 @@
 #endif
 #ifndef SCM_PIDFD
 #define SCM_PIDFD 4
+#endif
+
+#ifndef PROC_SUPER_MAGIC
+#define PROC_SUPER_MAGIC 0x9FA0
 #endif
 
 /* The kernel's limits: supplementary groups of a process (NGROUPS_MAX),
@@ -311,6 +318,69 @@ static int peerpidfd(int fd, struct owned *owned)
     if (pidfd >= 0)
         own(owned, OWN_PIDFD, pidfd);
     return pidfd;
+}
+
+/* The process of a pidfd, as a number in this /proc. ESRCH: it has been reaped.
+   ENOENT: it is not shown here. (/proc/self would be the table of descriptors of
+   the thread group's leader, which may be another one.) */
+static int pid_in_proc(int pidfd)
+{
+    char text[1024];
+    const char *line;
+    ssize_t length;
+    int file, pid;
+
+    snprintf(text, sizeof text, "/proc/thread-self/fdinfo/%d", pidfd);
+    file = open(text, O_RDONLY | O_CLOEXEC);
+    if (file < 0)
+        return -errno;
+    length = read(file, text, sizeof text - 1);
+    close(file);
+    text[length < 0 ? 0 : length] = 0;
+    line = strstr(text, "\nPid:");
+    pid = line == NULL ? 0 : atoi(line + sizeof "\nPid:" - 1);
+    return pid > 0 ? pid : pid < 0 ? -ESRCH : -ENOENT;
+}
+
+/* The directory of this process below /proc, or a negative errno. */
+static int open_directory(int pidfd)
+{
+    char path[32];
+    struct statfs mounted;
+    int directory, error = 0, pid = pid_in_proc(pidfd);
+
+    if (pid < 0)
+        return pid;
+    snprintf(path, sizeof path, "/proc/%d", pid);
+    directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0)
+        error = errno == EPERM ? -ENOENT : -errno; /* EPERM: hidepid=1 */
+    else if (fstatfs(directory, &mounted) != 0 || mounted.f_type != PROC_SUPER_MAGIC)
+        error = -ENOENT;
+    /* As long as it has not been reaped, nobody else has its number. */
+    pid = pid_in_proc(pidfd);
+    if (pid < 0)
+        error = pid;
+    if (error == 0)
+        return directory;
+    if (directory >= 0)
+        close(directory);
+    return error;
+}
+
+/* The same for the pidfd of one owner. The directory is the other's. Meanwhile,
+   nobody else can close the pidfd. */
+static int open_proc(struct owned *holder, struct owned *owned)
+{
+    int directory;
+
+    if (__atomic_exchange_n(&holder->count[OWN_PIDFD], 0, __ATOMIC_ACQ_REL) == 0)
+        return -EBADF;
+    directory = open_directory(holder->fds[OWN_PIDFD][0]);
+    __atomic_store_n(&holder->count[OWN_PIDFD], 1, __ATOMIC_RELEASE);
+    if (directory >= 0)
+        own(owned, OWN_FDS, directory);
+    return directory;
 }
 
 /* What may come with a message: a bit for each option. */

@@ -12,6 +12,7 @@ from errno import (
     EBADF,
     EINVAL,
     ENODATA,
+    ENOENT,
     ENOPROTOOPT,
     ENOTCONN,
     ENOTSOCK,
@@ -148,6 +149,30 @@ def open_pidfd(fd: int, owner: Owner) -> int:
     if pidfd < 0:
         raise error_for(fd, pidfd, "SO_PEERPIDFD")
     return pidfd
+
+
+def open_proc(fd: int, owner: Owner) -> int:
+    """SO_PEERPIDFD, and the directory of that process in /proc."""
+    holder = Owner()
+    try:
+        open_pidfd(fd, holder)
+        return proc_of(holder, owner)
+    finally:
+        holder.close()
+
+
+def proc_of(holder: Owner, owner: Owner) -> int:
+    """The directory in /proc of the process of a pidfd."""
+    directory = lib.open_proc(holder.struct, owner.struct)
+    if directory >= 0:
+        return directory
+    why = {
+        ESRCH: "the process is gone",
+        ENOENT: "this /proc does not show the process: it is in another PID namespace, /proc hides it (hidepid), or "
+        "/proc is not mounted",
+        EBADF: "the message has no pidfd any more: it was detached or closed",
+    }
+    raise OSError(-directory, why.get(-directory, f"{os.strerror(-directory)}: /proc of the process"))
 
 
 def overflow_ids() -> tuple[int, int]:

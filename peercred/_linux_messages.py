@@ -23,7 +23,7 @@ from typing import Any
 
 from ._cred import Cred, cred_of
 from ._libc import ffi, lib
-from ._linux import Owner, error_for, overflow_ids
+from ._linux import Owner, error_for, overflow_ids, proc_of
 from ._message import Message
 
 TYPE_CHECKING = False
@@ -67,6 +67,10 @@ class Attached(Owner):
     def empty(self) -> Owner:
         """An owner that they can be moved to."""
         return Owner()
+
+    def open_proc(self, owner: Owner) -> int:
+        """The directory in /proc of the sender, for another owner."""
+        return proc_of(self, owner)
 
     def close_strays(self) -> None:
         """Close what nobody asked for."""

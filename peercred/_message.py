@@ -1,6 +1,7 @@
 """Message: what `receive` returns."""
 
 from dataclasses import dataclass, field
+from errno import EBADF
 from typing import Any, ClassVar
 
 from ._cred import Cred
@@ -105,6 +106,28 @@ class Message:
         except BaseException:
             taken.struct.released = False
             taken.move(owner, owner.FDS)
+            raise
+
+    def open_proc(self) -> int:
+        """Open the sender's directory in /proc, which you must close.
+
+        It is that of the process that `pidfd` refers to. See
+        `peercred.open_proc` for what it proves, and for its errors.
+
+        Raises:
+            OSError: EBADF: the message has no pidfd, or no longer.
+                If `pidfd_error` says why, it is raised instead.
+        """
+        owner = self._owner
+        if owner is None:
+            raise self.pidfd_error or OSError(EBADF, "the message has no pidfd: see messages.enable(pidfd=True)")
+        taken = owner.empty()
+        try:
+            proc: int = owner.open_proc(taken)
+            taken.struct.released = True
+            return proc
+        except BaseException:
+            taken.close()
             raise
 
     def close(self) -> None:

@@ -197,3 +197,60 @@ def open_pidfd(conn: Connection) -> int:
     except BaseException:  # a signal handler may raise as well
         owner.close()
         raise
+
+
+def open_proc(conn: Connection) -> int:
+    """Which program is the peer, and what else does /proc say of it?
+
+    This opens the directory /proc/<pid> of the process that `open_pidfd`
+    refers to. The kernel says which one that is, in
+    /proc/thread-self/fdinfo, before and after. So `Cred.pid` is not used.
+
+        proc = peercred.open_proc(conn)
+        os.readlink("exe", dir_fd=proc)
+        os.stat("exe", dir_fd=proc)
+        open(os.open("cgroup", os.O_RDONLY, dir_fd=proc))
+
+    It proves that what you find in the directory belongs to the peer. Once
+    the peer is gone, each look-up in it fails with ESRCH. It never shows
+    another process.
+
+    It does not prove:
+
+    - which program the peer ran when it connected: a process can run
+      another one at any time, and every user can run any program;
+    - which file `readlink("exe")` names: it is a path in the peer's own
+      mount namespace. To recognize a program, compare st_dev and st_ino of
+      `stat("exe")` with those of its file.
+
+    If there is no `exe`, refuse: that is so for a zombie, but any peer can
+    also end its main thread and live on without. It is assumed that you
+    trust whoever may mount over /proc.
+
+    Args:
+        conn: As for `read`.
+
+    Returns:
+        A new close-on-exec descriptor of the directory, which you must
+        close. You may look at whatever /proc shows to you: for other users'
+        processes without privilege, `comm`, `status` and `cgroup`, but not
+        `exe`.
+
+    Raises:
+        OSError, TypeError, ValueError: As for `open_pidfd`.
+        ProcessLookupError: ESRCH: the peer is gone.
+        FileNotFoundError: ENOENT: this /proc does not show the peer, because
+            it belongs to another PID namespace or hides processes (hidepid);
+            or there is no /proc.
+
+    References:
+        proc(5), pidfd_open(2). Linux 6.5 and later.
+    """
+    owner = kernel.Owner()
+    try:
+        proc = kernel.open_proc(descriptor(conn), owner)
+        owner.struct.released = True
+        return proc
+    except BaseException:
+        owner.close()
+        raise

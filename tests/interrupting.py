@@ -36,7 +36,14 @@ PACKAGE = str(Path(peercred.__file__).parent)
 # the exception that was being handled, and its frames.
 BETWEEN_TRIES = {"PUSH_EXC_INFO", "POP_EXCEPT"}
 HANDS_OVER = {
-    function.__code__ for function in (peercred.open_pidfd, messages.Message.detach_pidfd, messages.Message.detach_fds)
+    function.__code__
+    for function in (
+        peercred.open_pidfd,
+        peercred.open_proc,
+        messages.Message.detach_pidfd,
+        messages.Message.detach_fds,
+        messages.Message.open_proc,
+    )
 }
 
 # What is interrupted. A case yields a call and is sent what it returned, or

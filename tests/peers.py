@@ -55,7 +55,7 @@ SCM_SECURITY, SCM_PIDFD = 3, 4
 SO_TIMESTAMP = 29  # not on parisc
 
 # The functions that ask for one answer each.
-SISTERS = [peercred.read, peercred.read_groups, peercred.read_label, peercred.open_pidfd]
+SISTERS = [peercred.read, peercred.read_groups, peercred.read_label, peercred.open_pidfd, peercred.open_proc]
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make processes of other users")
 needs_pidfd_open = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs os.pidfd_open, which PyPy lacks")
@@ -156,13 +156,13 @@ def call(function: Callable[[], Any]) -> Any:
         return child.result()
 
 
-def outcome(function: Callable[..., Any], *args: Any) -> Any:
+def outcome(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What it returns, or the type and errno of the OSError that it raises.
 
     Both can be handed over from a child.
     """
     try:
-        return function(*args)
+        return function(*args, **kwargs)
     except OSError as error:
         return type(error), error.errno
 

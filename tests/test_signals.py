@@ -118,11 +118,26 @@ def detaching_fds(receiver, sender):
         os.close(fd)
 
 
-def opening_a_pidfd(receiver, sender):
-    """Open a pidfd: it is the caller's, if there is one."""
-    pidfd = yield partial(peercred.open_pidfd, receiver)
-    if pidfd is not None:
-        os.close(pidfd)
+def opening(function):
+    """Open a descriptor: it is the caller's, if there is one."""
+
+    def case(receiver, sender):
+        fd = yield partial(function, receiver)
+        if fd is not None:
+            os.close(fd)
+
+    return case
+
+
+def opening_proc_of_a_sender(receiver, sender):
+    """Open the directory of a message's sender, and keep its pidfd."""
+    message = received(receiver, sender)
+    pidfd = message.pidfd
+    proc = yield message.open_proc
+    assert message.pidfd == pidfd
+    if proc is not None:
+        os.close(proc)
+    message.close()
 
 
 def enabling(receiver, sender):
@@ -198,7 +213,9 @@ CASES = {
     "drop": dropping,
     "detach_pidfd": detaching_pidfd,
     "detach_fds": detaching_fds,
-    "open_pidfd": opening_a_pidfd,
+    "open_pidfd": opening(peercred.open_pidfd),
+    "open_proc": opening(peercred.open_proc),
+    "open_proc of a sender": opening_proc_of_a_sender,
     "open_pidfd, and refuse": failing_to_open_a_pidfd,
     "read": asking(peercred.read, own_effective()),
     "read_groups": asking(peercred.read_groups, tuple(os.getgroups())),
@@ -283,7 +300,7 @@ def test_open_descriptor_is_found(seen):
         os.close(fd)
 
 
-STORMS = ("receive some, and strays", "close", "drop", "open_pidfd")
+STORMS = ("receive some, and strays", "close", "drop", "detach_fds", "open_pidfd", "open_proc")
 
 
 @pytest.mark.parametrize("name", STORMS)
