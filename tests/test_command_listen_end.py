@@ -28,8 +28,7 @@ from command import (
 )
 from peers import connect, needs_cpython
 
-from peercred._command import sockets
-from peercred._command.listen import Signals, show_clients
+from peercred._command.listen import Signals, bound, show_clients
 
 MODULE = sys.modules[Signals.__module__]  # the name is also its function's
 
@@ -121,11 +120,11 @@ def test_signals_are_restored(place, in_process):
 def test_signal_while_the_socket_is_made(door, in_process, monkeypatch, prefix):
     """A signal that comes too early to interrupt ends the command later."""
 
-    def bound(*arguments):
+    def signalled(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        return sockets.bound(*arguments)
+        return bound(*arguments)
 
-    monkeypatch.setattr(MODULE, "bound", bound)
+    monkeypatch.setattr(MODULE, "bound", signalled)
     assert in_process("--listen", f"{prefix}{door}").returncode == 128 + signal.SIGTERM
     assert not door.exists()
 
@@ -134,8 +133,8 @@ def test_signal_while_the_socket_is_removed(door, error_of, monkeypatch):
     """A signal that comes too late to interrupt changes nothing."""
 
     @contextlib.contextmanager
-    def bound(*arguments):
-        with sockets.bound(*arguments):
+    def signalled(*arguments):
+        with bound(*arguments):
             try:
                 yield
             finally:
@@ -144,7 +143,7 @@ def test_signal_while_the_socket_is_removed(door, error_of, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, "failed")
 
-    monkeypatch.setattr(MODULE, "bound", bound)
+    monkeypatch.setattr(MODULE, "bound", signalled)
     monkeypatch.setattr(MODULE, "show_clients", fail)
     assert error_of("--listen", str(door)) == f"peercred: {door}: failed\n"
     assert not door.exists()

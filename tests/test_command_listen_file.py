@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import stat
@@ -10,20 +9,17 @@ import stat
 import pytest
 from command import (
     ENVIRONMENT,
-    can_connect,
     door_fixture,  # noqa: F401
-    error_line,
     error_of_fixture,  # noqa: F401
     in_process_fixture,  # noqa: F401
     leave_dead_socket,
     listening,
     proc_file,
-    run,
     started,
     terminate,
     wait_until,
+    wait_until_asleep,
 )
-from peers import connect
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o177])
@@ -79,13 +75,13 @@ def test_mode_from_the_first_moment(door, place, after_bind):
 
 @pytest.mark.parametrize("another", ["file", "link"])
 def test_file_that_is_replaced_at_once(door, place, after_bind, another):
-    """A file that replaces the new socket is neither changed nor removed."""
+    """The mode of a file that replaces the new socket is not changed."""
     (place / "file").touch(0o600)
     (place / "link").symlink_to(place / "file")
-    env = after_bind(f"mv -f {place}/{another} {door}")
-    error = error_line(run("--listen", str(door), "--mode", "666", env=env))
-    assert "another process has replaced the socket" in error
-    assert stat.S_IMODE(door.stat().st_mode) == 0o600
+    with started("--listen", str(door), "--mode", "666", env=after_bind(f"mv -f {place}/{another} {door}")) as command:
+        wait_until(lambda: not (place / another).exists())
+        wait_until_asleep(command)
+        assert stat.S_IMODE(door.stat().st_mode) == 0o600
 
 
 def test_file_that_is_replaced_later(door):
@@ -118,38 +114,36 @@ def test_directory_that_is_moved(place):
     assert (place / "house" / "door").is_socket()
 
 
-def test_dead_socket_is_replaced(door):
-    """A socket that no process has open any more is replaced."""
-    leave_dead_socket(door)
-    with listening(door) as command:
-        assert command.poll() is None
+@pytest.mark.parametrize("name", ["file", "directory", "link", "dangling link", "dead", "bound", "listening", ".", ""])
+def test_path_that_exists(place, error_of, name):
+    """The command refuses a path that exists, and leaves it alone.
 
-
-@pytest.mark.parametrize("name", ["file", "link", ".", ""])
-def test_other_files_are_not_replaced(place, error_of, name):
-    """A file, a link and a directory are not replaced."""
-    leave_dead_socket(place / "dead")
-    (place / "file").write_text("precious")
-    (place / "link").symlink_to(place / "dead")
-    assert "exists and is not a socket: choose another path" in error_of("--listen", f"{place}/{name}")
-    assert (place / "file").read_text() == "precious"
-    assert (place / "link").is_symlink()
-
-
-@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
-def test_bound_socket_is_not_replaced(door, error_of, kind):
-    """A socket that a process has bound is not replaced.
-
-    It makes no difference whether the process listens.
+    It does not decide whether anybody uses it.
     """
-    with socket.socket(socket.AF_UNIX, kind) as alive:
-        alive.bind(str(door))
-        before = os.lstat(door)
-        assert f"{door}: Address already in use" in error_of("--listen", str(door))
-        if kind != socket.SOCK_DGRAM:
-            alive.listen()
-            assert f"{door}: Address already in use" in error_of("--listen", str(door))
-        assert os.path.samestat(before, os.lstat(door))
+    (place / "file").write_text("precious")
+    (place / "directory").mkdir()
+    leave_dead_socket(place / "dead")
+    (place / "link").symlink_to("dead")
+    (place / "dangling link").symlink_to("missing")
+    with socket.socket(socket.AF_UNIX) as bound, socket.socket(socket.AF_UNIX) as listener:
+        bound.bind(str(place / "bound"))
+        listener.bind(str(place / "listening"))
+        listener.listen()
+        before = {path.name: path.lstat() for path in place.iterdir()}
+        error = error_of("--listen", f"{place}/{name}")
+        assert error == f"peercred: {place}/{name}: it exists: remove it, if nobody uses it\n"
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has connected
+            listener.accept()
+    assert {path.name: path.lstat() for path in place.iterdir()} == before
+    assert (place / "file").read_text() == "precious"
+
+
+def test_path_that_appears_meanwhile(door, error_of, monkeypatch):
+    """A file that is made just before bind(2) is not replaced either."""
+    monkeypatch.setattr(os.path, "lexists", lambda _: door.write_text("precious") == 0)
+    assert error_of("--listen", str(door)) == f"peercred: {door}: Address already in use\n"
+    assert door.read_text() == "precious"
 
 
 def test_path_where_no_file_can_be_made(place, error_of):
@@ -158,71 +152,6 @@ def test_path_where_no_file_can_be_made(place, error_of):
     assert f"{place}/missing/door: No such file" in error_of("--listen", str(place / "missing" / "door"))
     assert f"{place}/file/door: Not a directory" in error_of("--listen", str(place / "file" / "door"))
     assert "path too long" in error_of("--listen", str(place / ("x" * 108)))
-
-
-def test_locked_directory(place, error_of):
-    """In a directory that is locked, a dead socket is not replaced.
-
-    The lock is held while a process replaces one. A new socket needs no lock.
-    """
-    dead = place / "dead"
-    leave_dead_socket(dead)
-    directory = os.open(place, os.O_RDONLY)
-    fcntl.flock(directory, fcntl.LOCK_EX)
-    before = os.lstat(dead)
-    assert "try again, or choose another path" in error_of("--listen", str(dead))
-    assert os.path.samestat(before, os.lstat(dead))
-    with listening(place / "door"):
-        pass
-    os.close(directory)
-
-
-PRELOADED_UNLINK = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
-/* unlink(2) that makes the file REACHED, and waits until HOLD is removed. */
-int unlink(const char *path)
-{
-    int (*real)(const char *) = dlsym(RTLD_NEXT, "unlink");
-    int patience = 6000;
-
-    if (strcmp(path + strlen(path) - 4, "door") == 0) {
-        close(open(getenv("REACHED"), O_CREAT | O_WRONLY, 0600));
-        while (access(getenv("HOLD"), F_OK) == 0 && patience--)
-            usleep(10000);
-    }
-    return real(path);
-}
-"""
-
-
-def test_two_that_find_the_same_dead_socket(door, place, preloadable):
-    """Of two commands that find the same dead socket, only one listens.
-
-    One starts while the other is about to remove the dead socket.
-    """
-    leave_dead_socket(door)
-    (place / "hold").touch()
-    env = {
-        **ENVIRONMENT,
-        "LD_PRELOAD": str(preloadable(PRELOADED_UNLINK)),
-        "REACHED": str(place / "reached"),
-        "HOLD": str(place / "hold"),
-    }
-    with started("--listen", str(door), env=env) as slow:
-        wait_until((place / "reached").exists)
-        with started("--listen", str(door)) as fast:
-            wait_until(lambda: fast.poll() is not None or can_connect(door))
-            (place / "hold").unlink()
-            wait_until(lambda: slow.poll() is not None or can_connect(door))
-            connect(str(door)).close()
-            [listener] = [command for command in (slow, fast) if command.poll() is None]
-            assert int(listener.stdout.readline().split("\t")[1]) == os.getpid()
 
 
 def test_file_is_not_held_open(door):

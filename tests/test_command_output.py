@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -10,16 +11,24 @@ import resource
 import shlex
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 from command import (
     COMMAND,
+    ENDING,
     ENVIRONMENT,
     as_argument,
+    door_fixture,  # noqa: F401
+    ended_by,
+    full_pipe,
     in_process_fixture,  # noqa: F401
+    listening,
     proc_file,
     run,
+    started,
     wait_until,
+    wait_until_asleep,
 )
 from peers import Child, call, needs_pidfd
 
@@ -120,27 +129,45 @@ def test_no_standard_input(shell):
         assert shell(arguments, "<&-").returncode == 0
 
 
+@needs_pidfd
 @pytest.mark.usefixtures("long_command")
 def test_long_command_line(server, environment):
-    """A command line that is longer than a pipe is shown in full."""
-    peer = json.loads(run("--json", as_argument(server), env=environment).stdout)
-    assert peer["command"] is None or peer["command"] == LONG_COMMAND
+    """A command line is cut off after 64 KiB, and the cut is marked."""
+    shown = [*LONG_COMMAND[:2], "0" * (64 * 1024 - len("sleep\0") - 50_001), "..."]
+    output = run("--json", as_argument(server), env=environment).stdout
+    assert json.loads(output)["command"] == shown
+    assert f"command: {' '.join(shown)}" in run(as_argument(server), env=environment).stdout.splitlines()
 
 
 @needs_pidfd
 @pytest.mark.usefixtures("long_command")
 def test_full_pipe_that_does_not_block(server, environment):
-    """If a non-blocking pipe takes only a part, the command fails."""
-    reader, writer = os.pipe()
+    """If a non-blocking pipe takes only a part, the command waits."""
+    reader, writer = full_pipe()
+    full = fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)
     os.set_blocking(writer, False)
-    os.write(writer, b"-" * (fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) - os.sysconf("SC_PAGE_SIZE")))
-    with open(writer, "wb") as stdout:
-        result = run(
-            "--json", as_argument(server), capture_output=False, stdout=stdout, stderr=subprocess.PIPE, env=environment
-        )
-    os.close(reader)
-    assert result.returncode == 1
-    assert re.fullmatch("peercred: .*: cannot write to standard output: .+\n", result.stderr)
+    with started("--json", as_argument(server), stdout=writer, env=environment) as command, open(reader, "rb") as file:
+        os.close(writer)
+        server.accept()[0].close()
+        wait_until_asleep(command)
+        assert command.poll() is None
+        assert set(file.read(full)) == {ord("-")}
+        assert json.loads(file.read())["command"][-1] == "..."
+        assert (command.wait(), command.stderr.read()) == (0, "")
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_signal_while_a_full_pipe_does_not_block(door, number):
+    """A signal ends --listen while it waits for a non-blocking pipe."""
+    reader, writer = full_pipe()
+    os.set_blocking(writer, False)
+    with open(reader, "rb"), listening(door, stdout=writer) as command:
+        os.close(writer)
+        wait_until_asleep(command)
+        command.send_signal(number)
+        assert ended_by(command, number)
+        assert command.stderr.read() == ""
+    assert not door.exists()
 
 
 def test_limit_on_the_size_of_files(server, in_process):
@@ -155,10 +182,71 @@ def test_limit_on_the_size_of_files(server, in_process):
     assert result.stderr == f"peercred: {as_argument(server)}: cannot write to standard output: File too large\n"
 
 
-def test_output_that_is_not_unicode():
-    """Characters that the output's encoding lacks are escaped."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind("\0" + (name := f"peercred-\N{SNOWMAN}-{os.getpid()}"))
-        sock.listen()
-        output = run("@" + name, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}).stdout
-    assert output.startswith(f"@peercred-\\u2603-{os.getpid()}: this process called listen(2).\n")
+# U+06DB is \xdb\x9b in UTF-8, and the other two are \x9b in these encodings.
+# An 8-bit terminal takes \x9b for CSI, which begins an escape sequence.
+CSI = {"utf-8": "\N{ARABIC SMALL HIGH THREE DOTS}", "koi8-r": "\u2321", "cp1251": "\u203a"}
+
+
+@needs_pidfd
+@pytest.mark.parametrize("encoding", CSI)
+@pytest.mark.parametrize("arguments", [[], ["--json"]], ids=" ".join)
+def test_locale_that_is_not_utf8(encoding, arguments):
+    """All but ASCII is escaped if the locale's codeset is not UTF-8.
+
+    It makes no difference in which encoding Python writes.
+    """
+    assert b"\x9b" in CSI[encoding].encode(encoding)
+    env = {**ENVIRONMENT, "LC_ALL": "C", "PYTHONIOENCODING": encoding}
+    answer, error = outputs_about(CSI[encoding], arguments, env)
+    assert (answer + error).isascii()
+    escape = CSI[encoding].encode("ascii", "backslashreplace")
+    assert answer.count(escape) == (1 if arguments else 2)
+    assert error.count(escape) == 1
+
+
+@pytest.fixture(scope="session")
+def koi8_r(tmp_path_factory):
+    """An environment with a locale whose codeset is KOI8-R."""
+    directory = tmp_path_factory.mktemp("locales")
+    localedef = ["localedef", "--no-archive", "-c", "-i", "POSIX", "-f", "KOI8-R", str(directory / "ru.KOI8-R")]
+    with contextlib.suppress(FileNotFoundError):
+        subprocess.run(localedef, capture_output=True, check=False)
+    if not (directory / "ru.KOI8-R").exists():
+        pytest.skip(reason="needs localedef and its sources, to make a locale with KOI8-R")
+    return {**ENVIRONMENT, "LOCPATH": str(directory), "LC_ALL": "ru.KOI8-R"}
+
+
+@needs_pidfd
+def test_koi8_r(koi8_r):
+    """A program's name cannot write CSI where the locale is KOI8-R."""
+    answer, error = outputs_about(CSI["koi8-r"], [], koi8_r)
+    assert (answer + error).isascii()
+
+
+@needs_pidfd
+def test_locale_with_utf8():
+    """Characters that can be printed are not escaped in a locale with UTF-8."""
+    answer, error = outputs_about("caf\u00e9\u009b", [], {**ENVIRONMENT, "LC_ALL": "C.UTF-8"})
+    assert answer.decode().count(r"caf\u00e9\x9b".replace(r"\u00e9", "\u00e9")) == 2
+    assert error.decode().count(r"caf\u00e9\x9b".replace(r"\u00e9", "\u00e9")) == 1
+
+
+def outputs_about(name, arguments, env):
+    """What the command writes about a program and a path with this name.
+
+    That is on standard output, and on standard error if nobody listens.
+    """
+
+    def listen(server):
+        server.listen()
+        Path("/proc/self/comm").write_bytes(name.encode())
+
+    address = f"peercred-{os.getpid()}-{name}".encode()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(b"\0" + address)
+        with Child(lambda: listen(server)) as child:
+            child.result()
+            answer = subprocess.run([*COMMAND, *arguments, b"@" + address], env=env, capture_output=True, check=True)
+    error = subprocess.run([*COMMAND, *arguments, b"@" + address], env=env, capture_output=True, check=False)
+    assert (answer.stderr, error.stdout) == (b"", b"")
+    return answer.stdout, error.stderr

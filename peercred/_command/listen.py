@@ -2,21 +2,20 @@
 
 import sys
 
-# Type checkers skip the rest on other platforms.
-assert sys.platform == "linux"
+assert sys.platform == "linux"  # so that type checkers skip the rest elsewhere
 
 import contextlib
 import errno
+import json
+import os
 import signal
 import socket
-import time
+from collections.abc import Iterator
 from types import FrameType
 
-from .output import complain, show_row, write_head
-from .process import peer_of
-from .sockets import bound, unix_socket
-
-LIMITS = {errno.EMFILE: "`ulimit -n`", errno.ENFILE: "`sysctl fs.file-max`"}
+from .connect import address_of, unix_socket
+from .output import write
+from .peer import COLUMNS, peer_of, row, row_of
 
 
 class Signals:
@@ -36,18 +35,16 @@ class Signals:
             raise KeyboardInterrupt
 
 
-def listen(address: bytes, mode: int, as_json: bool) -> int:
+def listen(path: str, mode: int, as_json: bool) -> int:
     """Listen and show clients until a signal comes. Return its number."""
     signals = Signals()
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as cleanup:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, signals)
-                # Nothing is left to clean up then, and what is still to be
-                # written may block.
-                cleanup.callback(signal.signal, number, signal.SIG_DFL)
+                cleanup.callback(signal.signal, number, signal.SIG_DFL)  # an error message may block
         server = cleanup.enter_context(unix_socket())
-        cleanup.enter_context(bound(server, address, mode))
+        cleanup.enter_context(bound(server, address_of(path), mode))
         server.listen()
         try:
             signals.may_raise = True
@@ -57,24 +54,45 @@ def listen(address: bytes, mode: int, as_json: bool) -> int:
     return signals.received
 
 
+@contextlib.contextmanager
+def bound(server: socket.socket, address: bytes, mode: int) -> Iterator[None]:
+    """Bind a socket. Its file is new, has this mode, and goes at the end."""
+    if address.startswith(b"\0"):
+        server.bind(address)
+        yield
+        return
+    directory, name = os.path.split(address)
+    os.chdir(directory or b".")  # and stay in it, whatever its path names later
+    if os.path.lexists(name or b"."):  # a path that ends in / is a directory
+        raise FileExistsError(errno.EEXIST, "it exists: remove it, if nobody uses it")
+    umask = os.umask(0o777 - mode)
+    try:
+        server.bind(name)
+    finally:
+        os.umask(umask)
+    made = os.lstat(name)
+    try:
+        yield
+    finally:
+        # Leave a file that has taken its place. That one has another inode
+        # number: the server, which is still open, holds on to this inode.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.lstat(name), made):
+                os.unlink(name)
+
+
 def show_clients(server: socket.socket, as_json: bool, signals: Signals) -> None:
     """Show everyone who connects, until a signal comes."""
     # A signal that comes just before accept(2) does not interrupt it. And what
     # a handler raises inside pwd.getpwuid(), Python drops if there is no such
     # user. With a timeout, the signal is seen after a second at the latest.
     server.settimeout(1)
-    write_head(as_json)
+    if sys.stdout.isatty() and not as_json:
+        write(row(COLUMNS))
     while not signals.received:
         try:
             with server.accept()[0] as conn:
                 peer = peer_of(conn)
         except TimeoutError:
             continue
-        except OSError as error:
-            if error.errno not in LIMITS:
-                raise
-            limit = LIMITS[error.errno]
-            complain(f"{error.strerror}: cannot show a client. Trying again in a second; raise {limit}.")
-            time.sleep(1)
-        else:
-            show_row(peer, as_json)
+        write(json.dumps(peer) if as_json else row_of(peer))
