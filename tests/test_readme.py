@@ -35,7 +35,7 @@ from readme import README, blocks, example, section
 
 import peercred
 from peercred import messages
-from peercred._command.output import COLUMNS
+from peercred._command.peer import COLUMNS
 
 SERVER, ASYNCIO = example("server.accept()"), example("start_unix_server")
 
@@ -263,7 +263,7 @@ def test_main_job():
     """`peercred`, at the end of the first command, shows a process."""
     assert blocks("sh")[0].endswith(".venv/bin/peercred\n")
     first, *lines = main_on_a_terminal()
-    pid = re.match(r"Process (\d+), a child of this one, has connected", first)[1]
+    pid = re.search(r": process (\d+), a child of this one, called listen\(2\)\.$", first)[1]
     assert re.fullmatch(rf"pid: +{pid}", lines[0])
 
 
