@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import json
 import os
 import re
@@ -186,13 +187,13 @@ NO_OPTION = r"""
 #include <errno.h>
 #include <sys/socket.h>
 
-/* getsockopt(2) as on a kernel that lacks OPTION. */
+/* getsockopt(2) as on a kernel where OPTION fails. */
 int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 {
     int (*real)(int, int, int, void *, socklen_t *) = dlsym(RTLD_NEXT, "getsockopt");
 
     if (level == SOL_SOCKET && option == OPTION)
-        return errno = ENOPROTOOPT, -1;
+        return errno = ERROR, -1;
     return real(fd, level, option, value, length);
 }
 """
@@ -202,11 +203,13 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 def without(preloadable):
     """A function that makes an environment in which the kernel lacks an option.
 
-    The library preloaded there answers for the kernel.
+    The library preloaded there answers for the kernel. The option may fail in
+    another way too.
     """
 
-    def without(option):
-        return {**ENVIRONMENT, "LD_PRELOAD": str(preloadable(NO_OPTION.replace("OPTION", str(option))))}
+    def without(option, error=errno.ENOPROTOOPT):
+        source = NO_OPTION.replace("== OPTION", f"== {option}").replace("ERROR", str(error))
+        return {**ENVIRONMENT, "LD_PRELOAD": str(preloadable(source))}
 
     return without
 
@@ -226,11 +229,20 @@ def test_kernel_without_groups(server, without):
     assert "groups: unknown: needs Linux 4.13 or later" in lines
 
 
-def test_no_label(server, without):
-    """If no security module labels sockets, the label is shown as "none"."""
-    name = as_argument(server)
-    assert "label: none" in output_of(name, env=without(socket.SO_PEERSEC)).splitlines()
-    assert json.loads(output_of("--json", name, env=without(socket.SO_PEERSEC)))["label"] is None
+@pytest.mark.parametrize("error", [errno.ENOPROTOOPT, errno.ENODATA])
+def test_no_label(server, without, error):
+    """If no security module labels the socket, the label is "none"."""
+    name, env = as_argument(server), without(socket.SO_PEERSEC, error)
+    assert "label: none" in output_of(name, env=env).splitlines()
+    assert json.loads(output_of("--json", name, env=env))["label"] is None
+
+
+@pytest.mark.parametrize("option", [SO_PEERGROUPS, socket.SO_PEERSEC])
+def test_other_failure(server, without, option):
+    """Any other failure of a question ends the command with its reason."""
+    result = run(as_argument(server), env=without(option, errno.EIO))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"peercred: {as_argument(server)}: {os.strerror(errno.EIO)}")
 
 
 @needs_passrights

@@ -32,7 +32,7 @@ wrong; 128 and the number of the signal if a signal has ended --listen.
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse would write errors to standard output if nothing else is open."""
+    """argparse writes errors to standard output if standard error is closed."""
 
     def error(self, message: str) -> NoReturn:
         complain(message.removeprefix("argument "), self.format_usage().rstrip())
