@@ -229,6 +229,35 @@ def test_kernel_without_groups(server, without):
     assert "groups: unknown: needs Linux 4.13 or later" in lines
 
 
+NO_COMMAND_LINE = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/types.h>
+
+/* openat(2) where a security module hides the command line. */
+#define OPENAT(name) \
+    int name(int directory, const char *path, int flags, mode_t mode) \
+    { \
+        int (*real)(int, const char *, int, mode_t) = dlsym(RTLD_NEXT, #name); \
+        return strcmp(path, "cmdline") ? real(directory, path, flags, mode) : (errno = EACCES, -1); \
+    }
+OPENAT(openat)
+OPENAT(openat64)
+"""
+
+
+@needs_pidfd
+def test_command_line_that_may_not_be_read(server, preloadable):
+    """The command shows what it may see of a process, and no more."""
+    env = {**ENVIRONMENT, "LD_PRELOAD": str(preloadable(NO_COMMAND_LINE))}
+    program = proc_file(os.getpid(), "comm").decode().rstrip("\n")
+    peer = json.loads(output_of("--json", as_argument(server), env=env))
+    assert (peer["program"], peer["command"], peer["alive"]) == (program, None, True)
+    assert f"command: {UNKNOWN}" in output_of(as_argument(server), env=env).splitlines()
+
+
 @pytest.mark.parametrize("error", [errno.ENOPROTOOPT, errno.ENODATA])
 def test_no_label(server, without, error):
     """If no security module labels the socket, the label is "none"."""

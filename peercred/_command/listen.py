@@ -2,7 +2,7 @@
 
 import sys
 
-assert sys.platform == "linux"  # so that type checkers skip the rest elsewhere
+assert sys.platform == "linux"  # type checkers skip the rest elsewhere
 
 import contextlib
 import errno
@@ -74,8 +74,8 @@ def bound(server: socket.socket, address: bytes, mode: int) -> Iterator[None]:
     try:
         yield
     finally:
-        # Leave a file that has taken its place. That one has another inode
-        # number: the server, which is still open, holds on to this inode.
+        # A file that has taken its place has another inode number, because
+        # the open server holds on to this one.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.lstat(name), made):
                 os.unlink(name)
@@ -83,9 +83,9 @@ def bound(server: socket.socket, address: bytes, mode: int) -> Iterator[None]:
 
 def show_clients(server: socket.socket, as_json: bool, signals: Signals) -> None:
     """Show everyone who connects, until a signal comes."""
-    # A signal that comes just before accept(2) does not interrupt it. And what
-    # a handler raises inside pwd.getpwuid(), Python drops if there is no such
-    # user. With a timeout, the signal is seen after a second at the latest.
+    # A signal just before accept(2) does not interrupt it. Python drops what a
+    # handler raises inside pwd.getpwuid() if there is no such user. With a
+    # timeout, the signal is seen after a second at the latest.
     server.settimeout(1)
     if sys.stdout.isatty() and not as_json:
         write(row(COLUMNS))

@@ -27,9 +27,9 @@ def complain(message: str, *before: str) -> None:
 def emit(stream: TextIO, lines: Iterable[str]) -> None:
     """Write lines past Python's buffer.
 
-    What is left in a buffer would be written again at exit. That can block, or
+    What is left in a buffer is written again at exit, where it can block or
     fail with a traceback. Without a buffer (PYTHONUNBUFFERED), Python loses
-    the rest of what a signal or a full pipe cuts short.
+    what follows an interrupted write.
     """
     # An 8-bit terminal takes some bytes of UTF-8 and of other encodings for
     # control characters. Python writes UTF-8 even if the locale is C.

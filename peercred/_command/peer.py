@@ -2,7 +2,7 @@
 
 import sys
 
-assert sys.platform == "linux"  # so that type checkers skip the rest elsewhere
+assert sys.platform == "linux"  # type checkers skip the rest elsewhere
 
 import errno
 import grp
