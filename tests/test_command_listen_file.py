@@ -99,6 +99,14 @@ def test_file_that_is_replaced_later(door):
     assert door.is_socket()
 
 
+def test_file_that_is_removed(door):
+    """It is no error if another process has removed the file."""
+    with listening(door) as command:
+        door.unlink()
+        terminate(command)
+        assert command.stderr.read() == ""
+
+
 def test_directory_that_is_moved(place):
     """The file is removed from the directory in which it was made.
 
