@@ -84,6 +84,18 @@ def test_terminal(door):
     assert line[head.index("UID") :].startswith(f"{shown_user(os.geteuid())} ")
 
 
+def test_json_on_a_terminal(door):
+    """On a terminal, --json writes no head line either."""
+    ours, theirs = pty.openpty()
+    with listening(door, "--json", stdout=theirs):
+        os.close(theirs)
+        output = b""
+        while b"\n" not in output:
+            output += os.read(ours, 4096)
+    os.close(ours)
+    assert json.loads(output)["pid"] == os.getpid()
+
+
 def test_abstract(place, error_of):
     """The command can listen at an abstract address, which has no file."""
     with listening(f"@{place}/door") as command:
