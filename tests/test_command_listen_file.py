@@ -20,10 +20,19 @@ from command import (
     wait_until,
     wait_until_asleep,
 )
+from peers import needs_root
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o177])
-@pytest.mark.parametrize(("arguments", "mode"), [([], 0o600), (["--mode", "666"], 0o666), (["--mode", "0750"], 0o750)])
+@pytest.mark.parametrize(
+    ("arguments", "mode"),
+    [
+        ([], 0o600),
+        (["--mode", "666"], 0o666),
+        (["--mode", "0750"], 0o750),
+        pytest.param(["--mode", "0"], 0, marks=needs_root),  # nobody else can connect
+    ],
+)
 def test_mode(door, arguments, mode, umask):
     """The file has the mode of --mode, or else 0600, whatever the umask is."""
     previous = os.umask(umask)
