@@ -298,7 +298,7 @@ def message_from(datagrams):
 
 @needs_root
 def test_sender_of_a_message(message_from):
-    """Message.open_proc() is that of the sender; the message keeps its pidfd."""
+    """It is that of the sender, and the message keeps its pidfd."""
     child, message = message_from(lambda: become(uid=1001, gid=1001))
     with child, message:
         pidfd = message.pidfd
@@ -314,7 +314,7 @@ def test_sender_of_a_message(message_from):
 
 
 def test_message_without_a_pidfd(pair, message_from):
-    """Without a pidfd, or after it was closed, that is an error that says so."""
+    """Without a pidfd, or after it was closed, the error says so."""
     pair[1].send(b"x")
     message = messages.receive(pair[0], 1)
     for each in (message, messages.Message(b"x")):
