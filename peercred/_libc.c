@@ -561,7 +561,7 @@ static struct received receive(int fd, char *data, size_t size, int flags, int o
         length = part->cmsg_len - CMSG_LEN(0);
         if (length > room) {
             length = room;
-            part->cmsg_len = CMSG_LEN(room); /* which CMSG_NXTHDR believes */
+            part->cmsg_len = CMSG_LEN(room); /* CMSG_NXTHDR may believe it, as musl does */
         }
         if (part->cmsg_level != SOL_SOCKET)
             continue;

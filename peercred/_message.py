@@ -14,36 +14,40 @@ class Message:
     You must close the pidfd and the attached descriptors: use `with`, or
     `close()`. To keep them longer than the message, take them over with
     `detach_pidfd()` and `detach_fds()`. A message that is dropped with
-    descriptors in it closes them and gives a ResourceWarning.
+    descriptors in it closes them and gives a ResourceWarning (which is lost
+    if the message is in a reference cycle).
 
-    While a message has descriptors, you cannot copy or pickle it, and
-    `dataclasses.replace` makes a message without them.
+    A copy never owns descriptors. While a message has some, copying or
+    pickling it is a TypeError, and what `dataclasses.replace` or `asdict`
+    makes of it has none. After a fork, the child has descriptors of its own:
+    if it closes them by other means, it must not drop the message
+    afterwards.
 
     Attributes:
         data: The bytes. On a stream socket they end where the sender
             changes. They are empty at the end of a stream.
-        cred: The sender's real ids, or what it claims. It proves only that
-            the sender may act as this user and group: see
+        cred: The sender's real ids, or what it claims: see
             `peercred.messages`. `cred.pid` is None if the sender is outside
-            the reader's PID namespace. `cred` is None if the kernel vouches
-            for nobody: SO_PASSCRED was off when the message was sent or is
-            off now; the data is out-of-band; it is the end of a stream,
-            which Linux itself marks as sent by root; or the sender is
-            outside both the PID and the user namespace, which the kernel
-            reports in the same way.
+            the reader's PID namespace. `cred` is None if
+
+            - SO_PASSCRED was off when the message was sent, or is off now;
+            - a stream has ended, or gives pid 0 (there may be a pidfd);
+            - the data is out-of-band;
+            - the sender is outside both the PID and the user namespace: the
+              kernel reports it like one whose SO_PASSCRED was off.
         label: The security label of the process that made the sender's
             socket, without the NUL at the end of SELinux's. None if there
             is none.
         flags: MSG_TRUNC (data was cut off), MSG_CTRUNC (control data was
-            lost: as a rule, descriptors that were attached), MSG_EOR,
-            MSG_OOB.
-        address: The address that the sender's socket is bound to, or None.
+            lost: as a rule, descriptors that were attached), MSG_OOB.
+        address: The address that the sender's socket is bound to: a str if
+            it is a path, bytes if it is abstract, None if there is none.
         pidfd_error: An OSError that says why there is no pidfd, although it
             is enabled. EMFILE, ENFILE: the table of descriptors is full.
             ESRCH: the sender is gone, and the kernel can no longer refer to
             it. EMSGSIZE: there was no room for it, because more than
             `max_fds` descriptors were attached, or because SO_TIMESTAMP or
-            the like is on. None if the kernel vouches for nobody.
+            the like is on. None if the kernel names no sender.
     """
 
     __module__ = "peercred.messages"

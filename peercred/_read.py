@@ -45,8 +45,8 @@ def read(conn: Connection) -> Cred:
     until:
 
     - somebody calls connect(2) on it;
-    - the other end gets an address, by bind(2) or, if SO_PASSCRED is on
-      there, at its next send;
+    - the other end gets an address, by bind(2) or, if SO_PASSCRED or
+      SO_PASSPIDFD is on there, at its next send;
     - a send fails because the other end is closed.
 
     The call never blocks, keeps the GIL and caches nothing. It is safe in
@@ -239,9 +239,9 @@ def open_proc(conn: Connection) -> int:
     Raises:
         OSError, TypeError, ValueError: As for `open_pidfd`.
         ProcessLookupError: ESRCH: the peer is gone.
-        FileNotFoundError: ENOENT: this /proc does not show the peer, because
-            it belongs to another PID namespace or hides processes (hidepid);
-            or there is no /proc.
+        FileNotFoundError: ENOENT: this /proc does not show the peer: it
+            belongs to another PID namespace, or hides processes (hidepid),
+            or is no procfs, or there is none.
 
     References:
         proc(5), pidfd_open(2). Linux 6.5 and later.

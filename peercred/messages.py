@@ -17,8 +17,9 @@ Linux knows three identities of a peer, and they can differ:
   was allowed to do when it connected. Use them to admit a connection.
   They do not say who writes to it later.
 - *Real ids at send*, in `Message.cred`, if the sender added no
-  credentials. They say whose process wrote this message. If user 1000
-  runs a set-uid-root program, that is 1000 here and 0 in `read`.
+  credentials. They say whose process wrote this message. A
+  set-uid-root program that user 1000 runs is 1000 here, until it calls
+  setuid(0), and 0 in `read`.
 - *Claimed ids*, in `Message.cred`, if the sender added credentials
   itself, as `messages.send(sock, data, cred=...)` does. A sender may
   choose among its real, effective and saved ids. Root (CAP_SETUID,
@@ -31,6 +32,18 @@ you trust root.
 
 To decide about a message, use `AllowList.permits(message.cred)`. It looks
 at the uid and the primary group: a message has no supplementary groups.
+
+On a *stream*, believe `Message.cred` only if no stranger holds the
+receiving end, as one does who has passed it to you. A stranger can turn
+SO_PASSCRED off there. The kernel then merges data of several senders
+under the ids of one, and reports other data as sent by pid 0 of root. So
+pid 0 on a stream is nobody, and a sender outside the PID namespace is not
+named there. For such senders, use a datagram or seqpacket socket, or
+`peercred.read`.
+
+Under systemd's socket activation, the message that starts the service was
+queued before the service could call `enable`. It has a sender only if the
+.socket unit says `PassCredentials=yes`.
 """
 
 from __future__ import annotations
@@ -78,8 +91,8 @@ def enable(
 
     Call it before bind() or listen(). Messages that are queued before it
     have no sender, as a rule. Accepted connections inherit the options from
-    the listening socket. With `creds`, `pidfd` or `label`, Linux binds an
-    unbound socket to an abstract address when it connects or sends.
+    the listening socket. With `creds` or `pidfd`, Linux binds an unbound
+    socket to an abstract address when it connects or sends.
 
     Args:
         sock: A Unix socket of the standard library.
@@ -115,22 +128,24 @@ def enable(
 def receive(sock: socket.socket, bufsize: int, flags: int = 0, *, max_fds: int = 0) -> Message:
     """Receive a message and what comes with it.
 
-    This calls `recvmsg(fd, ..., flags | MSG_CMSG_CLOEXEC)` by means of the
-    standard library, so timeouts, non-blocking sockets and signals work as
-    with `socket.recv`. Before it, getsockopt(2) asks which options are on.
+    This calls `recvmsg(fd, ..., flags | MSG_CMSG_CLOEXEC)`, with room for
+    what is enabled: getsockopt(2) asks for that first. It waits by
+    `socket.recv` if the socket has a timeout or does not block, so timeouts,
+    signals and gevent work as usual.
 
     See the top of this module for what `cred` proves. It does not prove
     that the process is still alive, or that `pid` still names it.
 
-    Unwanted descriptors, beyond `max_fds`, are dropped by the kernel or
-    closed here. Both can block for as long as the sender likes, even on a
-    non-blocking socket: hours, if it attached a TCP socket that lingers.
-    Only `enable(fds=False)` prevents that, from Linux 6.16 on.
+    The kernel or this function discards descriptors beyond `max_fds`.
+    Discarding one can block for hours, even on a non-blocking socket, if it
+    is a lingering TCP socket. Only `enable(fds=False)` prevents that, from
+    Linux 6.16 on.
 
     Args:
         sock: A Unix socket of the standard library, blocking or not.
         bufsize: The most bytes to receive. A longer datagram or seqpacket
-            message is cut off (MSG_TRUNC).
+            message is cut off (MSG_TRUNC). With 0, no data does not mean
+            that a stream has ended.
         flags: MSG_PEEK, MSG_DONTWAIT, MSG_WAITALL, ..., as for recvmsg(2).
         max_fds: The most descriptors to accept, from 0 to 253. If more were
             attached, the rest is lost (MSG_CTRUNC).
@@ -143,10 +158,10 @@ def receive(sock: socket.socket, bufsize: int, flags: int = 0, *, max_fds: int =
         OSError: As `socket.recvmsg`: BlockingIOError, TimeoutError, EBADF.
             EMSGSIZE: the credentials or the label are not complete. A
             sender cannot cause that, but SO_TIMESTAMP on a datagram socket
-            does. The message is lost unless MSG_PEEK was used. ENOENT:
-            /proc/sys/kernel is missing, which is needed for some messages
-            without a visible sender.
+            does. The message is lost unless MSG_PEEK was used.
         ValueError: `bufsize`, `flags` or `max_fds` is out of range.
+        MemoryError: There is no room for `bufsize` bytes. No message is
+            lost.
         NoPeerError, UnsupportedError, TypeError: As `enable`.
 
     References:

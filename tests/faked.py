@@ -22,8 +22,8 @@ SHIM = r"""
 #include <sys/socket.h>
 
 /* recvmsg(2), but of FAKE_RECEIVER, or of all sockets, the control data is the bytes of FAKE_CONTROL (in hex); if they
-   are too many, MSG_CTRUNC. FAKE_FLAGS come too. With FAKE_LATE, SO_PASSCRED is turned on just before, as by another
-   thread. */
+   are too many, MSG_CTRUNC. FAKE_FLAGS come too. FAKE_SHOW prints the room for control data. With FAKE_LATE,
+   SO_PASSCRED is turned on just before, as by another thread. */
 ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 {
     ssize_t (*real)(int, struct msghdr *, int) = dlsym(RTLD_NEXT, "recvmsg");
@@ -34,6 +34,8 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 
     if (getenv("FAKE_RECEIVER") && fd != atoi(getenv("FAKE_RECEIVER")))
         return real(fd, message, flags);
+    if (getenv("FAKE_SHOW"))
+        dprintf(1, "%zu\n", message->msg_controllen);
     if (getenv("FAKE_LATE"))
         setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &(int){1}, sizeof(int));
     result = real(fd, message, flags);

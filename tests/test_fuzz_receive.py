@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_random_control_data(tmp_path, effort):
-    """No byte beyond a buffer is touched, and each descriptor is closed once."""
+    """No byte beyond a buffer is touched. Each descriptor is closed once."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip(reason="needs a C compiler")

@@ -210,3 +210,36 @@ def test_lengths_that_lie(run, length):
     assert answer.startswith(
         "Message(data=b'x', cred=None, " if length < socket.CMSG_LEN(0) else f"OSError {errno.EMSGSIZE} "
     )
+
+
+CRED, ONE, ALL = 12, 4, 4 * 253
+LEN, SPACE = socket.CMSG_LEN, socket.CMSG_SPACE
+ROOM = {
+    "nothing": ("creds=False", 0, 0),
+    "credentials": ("", 0, SPACE(CRED)),
+    "descriptors": ("creds=False", 253, LEN(ALL)),
+    "credentials and a descriptor": ("", 1, SPACE(CRED) + LEN(ONE)),
+    "credentials and descriptors": ("", 253, SPACE(CRED) + LEN(ALL)),
+    "a pidfd": ("creds=False, pidfd=True", 0, LEN(ONE)),
+    "credentials and a pidfd": ("pidfd=True", 0, SPACE(CRED) + LEN(ONE)),
+    "all but a label": ("pidfd=True", 253, SPACE(CRED) + SPACE(ALL) + LEN(ONE)),
+    "credentials and a label": ("label=True", 0, SPACE(CRED) + SPACE(4096)),
+}
+
+
+@needs_pidfd
+@pytest.mark.parametrize("form", ROOM)
+def test_no_more_room_than_needed(run, form):
+    """What nobody asked for has no room to come in, as far as possible.
+
+    If it came in, it would have a number for a moment, such as that of a
+    standard error that is closed.
+    """
+    options, max_fds, room = ROOM[form]
+    answer = run(
+        f"messages.enable(receiver, {options})",
+        f"with messages.receive(receiver, 10, max_fds={max_fds}): pass",
+        SHOW=1,
+    )
+    assert int(answer) == room
+    assert room < SPACE(CRED) + LEN(ONE) or max_fds or "True" in options  # no descriptor fits beside credentials

@@ -102,3 +102,43 @@ def test_endless_data(ends):
     assert caught.value.errno == errno.EMSGSIZE
     with pytest.raises(BlockingIOError):
         receiver.recv(10, socket.MSG_DONTWAIT)
+
+
+def contents(receiver, number):
+    """What is in the files that arrive."""
+    fds = socket.recv_fds(receiver, 10, number)[1]
+    try:
+        return [os.pread(fd, 10, 0) for fd in fds]
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the files are dropped, not closed
+@pytest.mark.parametrize("kind", [map, lambda function, names: (function(name) for name in names)])
+def test_files_that_nobody_else_holds(pair, tmp_path, kind):
+    """The files that an iterator opens stay open until they are sent."""
+    receiver, sender = pair
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    messages.send(sender, b"x", fds=kind(open, [tmp_path / name for name in "abc"]))
+    assert contents(receiver, 9) == [b"a", b"b", b"c"]
+
+
+def test_number_that_is_closed_when_it_is_dropped(pair, tmp_path):
+    """An object with fileno() is held, too, whatever it closes at its end."""
+
+    class Temporary:
+        def __init__(self, content):
+            self.fd = os.memfd_create("temporary")
+            os.write(self.fd, content)
+
+        def fileno(self):
+            return self.fd
+
+        def __del__(self):
+            os.close(self.fd)
+
+    receiver, sender = pair
+    messages.send(sender, b"x", fds=(Temporary(b"%d" % number) for number in range(3)))
+    assert contents(receiver, 9) == [b"0", b"1", b"2"]
