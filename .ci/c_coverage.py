@@ -25,11 +25,12 @@ def tests():
     return [file for file in files if not SLOW.search(file)]
 
 
-def compile_module(tree, directory, flags):
+def compile_module(tree, directory, flags, stderr=None):
     """Compile a tree's C source, and put the module into the tree."""
     program = "import build_ffi, sys; print(build_ffi.ffibuilder().compile(sys.argv[1]))"
     command = [sys.executable, "-B", "-c", program, directory]
-    output = subprocess.check_output(command, cwd=tree, env={**os.environ, "CFLAGS": flags}, text=True)
+    env = {**os.environ, "CFLAGS": flags}
+    output = subprocess.check_output(command, cwd=tree, env=env, stderr=stderr, text=True)
     built = Path(output.splitlines()[-1])
     for old in (tree / "peercred").glob("_libc.*.so"):
         old.unlink()
