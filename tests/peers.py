@@ -453,9 +453,17 @@ def kernel_has_passrights() -> bool:
 needs_passrights = pytest.mark.skipif(not kernel_has_passrights(), reason="needs Linux 6.16, for SO_PASSRIGHTS")
 
 
+def open_terminal() -> tuple[int, int]:
+    """The two ends of a pseudo-terminal. The second one is the terminal."""
+    try:
+        return pty.openpty()
+    except OSError as error:
+        pytest.skip(reason=f"needs a pseudo-terminal, and so /dev/pts, which not every chroot has: {error}")
+
+
 def on_a_terminal(command: list[str]) -> tuple[str, int]:
     """What it writes on a terminal, and its exit code."""
-    ours, theirs = pty.openpty()
+    ours, theirs = open_terminal()
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         output = b""

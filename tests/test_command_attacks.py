@@ -217,7 +217,8 @@ def test_planted_modules_are_not_run(tmp_path, how, arguments):
     command = [sys.executable, "-I", "-m", "peercred"]
     if how == "peercred":
         script = shutil.which("peercred", path=os.path.dirname(sys.executable))
-        assert script, "the console script stands beside the interpreter"
+        if script is None:
+            pytest.skip(reason="needs the console script beside the interpreter, as in a virtual environment")
         command = [script]
     env = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("PYTHON")}
     result = subprocess.run([*command, *arguments], cwd=tmp_path, env=env, capture_output=True, check=False)

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import json
 import os
-import pty
 import re
 import resource
 import signal
@@ -30,7 +29,7 @@ from command import (
     wait_until,
     wait_until_asleep,
 )
-from peers import Child, become, connect, needs_passrights, needs_pidfd, needs_root
+from peers import Child, become, connect, needs_passrights, needs_pidfd, needs_root, open_terminal
 
 
 def pid_of(line):
@@ -71,7 +70,7 @@ def test_json(door):
 
 def test_terminal(door):
     """On a terminal there is a head line, and the columns are aligned."""
-    ours, theirs = pty.openpty()
+    ours, theirs = open_terminal()
     with listening(door, stdout=theirs):
         os.close(theirs)
         output = b""

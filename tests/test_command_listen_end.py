@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import pty
 import signal
 import socket
 import sys
@@ -26,7 +25,7 @@ from command import (
     wait_until,
     wait_until_asleep,
 )
-from peers import connect, needs_cpython
+from peers import connect, needs_cpython, open_terminal
 
 from peercred._command.listen import Signals, bound, show_clients
 
@@ -76,7 +75,7 @@ def test_signal_while_the_output_blocks(door, blocked, number):
 
 def test_signal_while_the_terminal_is_stopped(door):
     """A signal ends the command although Ctrl-S stops the terminal."""
-    ours, theirs = pty.openpty()
+    ours, theirs = open_terminal()
     termios.tcflow(theirs, termios.TCOOFF)
     with started("--listen", str(door), stdout=theirs) as command:
         wait_until(lambda: can_connect(door))
