@@ -20,9 +20,18 @@ from errno import (
     ESRCH,
 )
 
+# Only the compiled module needs it. Programs that freeze others, such as
+# PyInstaller, find what Python code imports.
+import _cffi_backend  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: F401
+
 from ._cred import Cred, cred_of
 from ._errors import NoPeerError, UnsupportedError
-from ._libc import ffi, lib
+
+try:
+    from ._libc import ffi, lib
+except ModuleNotFoundError as missing:
+    message = f"{missing}, for this Python. In a clone, run `pip install .` to compile it"
+    raise ImportError(message, name=missing.name) from missing
 
 # What is needed most, bound once: looking up an attribute of lib takes 50 ns.
 _peercred, _peercred_and_groups, _unpack = lib.peercred, lib.peercred_and_groups, ffi.unpack

@@ -79,7 +79,8 @@ def test_another_platform():
 def test_broken_build_on_linux_is_loud(tmp_path, content):
     """Without its compiled module, or with a broken one, the import fails.
 
-    It is an ImportError and never "unsupported".
+    It is an ImportError and never "unsupported". In a clone that was not built,
+    it says how to build it.
     """
     package = Path(peercred.__file__).parent
     compiled = Path(sys.modules["peercred._libc"].__file__)
@@ -97,6 +98,7 @@ def test_broken_build_on_linux_is_loud(tmp_path, content):
     assert result.returncode == 1
     assert "ImportError" in result.stderr or "ModuleNotFoundError" in result.stderr
     assert "_libc" in result.stderr
+    assert ("run `pip install .`" in result.stderr) is (content is None)
 
 
 @pytest.mark.parametrize("call", ["enable(ours, fds=False)", "receive(ours, 1)", "send(ours, b'x')"])
