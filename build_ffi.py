@@ -150,15 +150,44 @@ def ffibuilder():
     return ffi
 
 
+# What setuptools finds in the environment, and takes apart as a shell does.
+PROGRAMS = ("CC", "LDSHARED")
+VARIABLES = (*PROGRAMS, "AR", "ARFLAGS", "CFLAGS", "CPP", "CPPFLAGS", "CXX", "LDCXXSHARED", "LDFLAGS")
+
+
+def give_up(why):
+    sys.exit(f"peercred cannot be compiled: {why}")
+
+
+def words_of(name, default=""):
+    """The words of a variable in the environment."""
+    value = os.environ.get(name, default)
+    try:
+        words = shlex.split(value)
+    except ValueError as error:
+        give_up(f"{name}={value!r} in the environment: {error}")
+    if name in PROGRAMS and not words and name in os.environ:
+        give_up(f"{name}={value!r} in the environment names no program")
+    return words
+
+
 def missing():
     """What this machine lacks to compile the module, or None."""
-    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    for name in VARIABLES:
+        words_of(name)
+    compiler = words_of("CC", sysconfig.get_config_var("CC") or "cc")
     if shutil.which(compiler[0]) is None:
         return f"a C compiler ({compiler[0]})"
-    flags = shlex.split(f"{os.environ.get('CPPFLAGS', '')} {os.environ.get('CFLAGS', '')}")
-    preprocess = [*compiler, *flags, "-I", sysconfig.get_path("include"), "-E", "-x", "c", "-"]
+    preprocess = [*compiler, *words_of("CPPFLAGS"), *words_of("CFLAGS"), "-I", sysconfig.get_path("include")]
+
+    def complaint(source):
+        ran = subprocess.run([*preprocess, "-E", "-x", "c", "-"], input=source, capture_output=True, text=True)
+        return ran.returncode != 0 and (ran.stderr.strip() or f"{compiler[0]} ended with {ran.returncode}")
+
+    if refused := complaint(""):
+        give_up(refused)
     for header, name in {"sys/socket.h": "libc's headers", "Python.h": "Python's headers"}.items():
-        if subprocess.run(preprocess, input=f"#include <{header}>\n".encode(), capture_output=True).returncode != 0:
+        if complaint(f"#include <{header}>\n"):
             return f"{name} ({header})"
     return None
 
@@ -177,7 +206,12 @@ class LibcBuildHook(BuildHookInterface):
                 "Alpine: apk add gcc musl-dev python3-dev"
             )
         self.compiled = TemporaryDirectory()
-        built = Path(ffibuilder().compile(self.compiled.name))
+        from cffi import VerificationError
+
+        try:
+            built = Path(ffibuilder().compile(self.compiled.name))
+        except VerificationError as error:  # the compiler has said why
+            give_up(error)
         # CPython 3.15 would call it _libc.abi3-x86_64-linux-gnu.so, which 3.13
         # does not find.
         name = "_libc.abi3.so" if ABI3 else built.name
@@ -189,9 +223,10 @@ class LibcBuildHook(BuildHookInterface):
             with TemporaryDirectory(dir=self.root) as beside:
                 # Replace atomically: a process may have the old file mapped.
                 Path(shutil.copy(built, beside)).replace(Path(self.root, "peercred", name))
-        except OSError:
+        except OSError as error:
             if version == "editable":
-                raise
+                directory = Path(self.root, "peercred")
+                sys.exit(f"an editable install compiles into {directory}, which cannot be written: {error.strerror}")
         build_data["pure_python"] = False
         if ABI3:
             platform = next(tag for tag in platform_tags() if tag.startswith("linux_"))

@@ -140,12 +140,12 @@ def test_tree_that_cannot_be_written(tree):
 
 @needs_compiler
 def test_editable_install_of_a_tree_that_cannot_be_written(tree):
-    """An editable install of a tree that cannot be written fails."""
+    """An editable install of a tree that cannot be written says so."""
     (tree / "peercred").chmod(0o555)
     program = BUILD.replace("build_wheel", "build_editable")
     result = build(tree, program=program, preexec_fn=without_privileges)
     assert result.returncode == 1
-    assert "PermissionError" in result.stderr
+    assert re.fullmatch(f"an editable install .*{tree}/peercred.*: Permission denied\n", result.stderr)
 
 
 @needs_compiler
@@ -183,6 +183,33 @@ def test_no_python_headers(tree, tmp_path):
     """Three lines say that Python's headers are missing."""
     program = f"import sysconfig; sysconfig.get_path = lambda name: {str(tmp_path)!r}; {BUILD}"
     assert "Python's headers (Python.h) cannot be found" in refusal(tree, program=program)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "variable",
+    [
+        *("CC", "CC= ", 'CC="', "CC=cc '", 'CFLAGS="', "CFLAGS=\\", "CPPFLAGS='", "CPP='", 'LDFLAGS="', "LDSHARED= "),
+        *("CXX='", "LDCXXSHARED='", "AR='", "ARFLAGS='"),
+    ],
+)
+def test_environment_that_cannot_be_understood(tree, variable):
+    """A variable of the environment that makes no sense is named."""
+    name, _, value = variable.partition("=")
+    result = build(tree, environment={name: value})
+    assert result.returncode == 1
+    assert re.fullmatch(rf"peercred cannot be compiled: {name}=.+\n", result.stderr)
+
+
+@needs_compiler
+@pytest.mark.parametrize("variable", ["CFLAGS", "CPPFLAGS", "LDFLAGS"])
+def test_option_that_the_compiler_does_not_know(tree, variable):
+    """What the compiler refuses is shown, and no traceback."""
+    result = build(tree, environment={variable: "--no-such-option"})
+    assert result.returncode == 1
+    assert "--no-such-option" in result.stderr
+    assert re.match("peercred cannot be compiled: .+", result.stderr.splitlines()[-1])
+    assert "Traceback" not in result.stderr
 
 
 def pretending(platform, system, name):
