@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import textwrap
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +43,7 @@ def tree(tmp_path):
     tree.mkdir()
     for name in ("pyproject.toml", "build_ffi.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
+    shutil.copytree(ROOT / ".github", tree / ".github")
     package = Path(peercred.__file__).parent  # the installed one, where there is no other
     shutil.copytree(package, tree / "peercred", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     return tree
@@ -71,6 +74,49 @@ def built(tree, **options):
 
 def sources(tree):
     return {path.name for path in (tree / "peercred").rglob("*") if path.suffix in {".py", ".pyi", ".typed"}}
+
+
+def sdist(tree):
+    """Build an sdist of the tree, beside it."""
+    result = build(tree, program=BUILD.replace("build_wheel", "build_sdist"))
+    assert result.returncode == 0, result.stderr
+    return tree.parent / result.stdout.splitlines()[-1]
+
+
+def test_readme_names_what_the_sdist_holds(tree):
+    """README has no link that is dead on PyPI, and names files of the sdist."""
+    readme = (tree / "README.md").read_text()
+    links = re.findall(r"\]\(([^)]*)\)", readme)
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    named = re.findall(r"`(\.github/[^`]*)`", readme)
+    assert len(named) == 2
+    with tarfile.open(sdist(tree)) as archive:
+        assert {*named} <= {name.partition("/")[2] for name in archive.getnames()}
+
+
+@pytest.mark.parametrize("lacking", [None, "Source", "Issues", "Changes", "Security"])
+def test_release_without_addresses(tree, lacking):
+    """The release workflow refuses what names no address of the project."""
+    workflow = (tree / ".github" / "workflows" / "release.yml").read_text()
+    _, found, rest = workflow.partition("- name: the addresses are filled in\n        run: |\n")
+    assert found
+    commands = textwrap.dedent(rest.partition("\n      - ")[0])
+    urls = {
+        name: f"https://example.org/peercred/{name.lower()}" for name in ("Source", "Issues", "Changes", "Security")
+    }
+    urls.pop(lacking, None)
+    security = tree / ".github" / "SECURITY.md"
+    security.write_text(f"Report it at {urls.pop('Security', 'the Security tab')}.\n")
+    settings = (tree / "pyproject.toml").read_text()
+    lines = "".join(f'"{name}" = "{url}"\n' for name, url in urls.items())
+    (tree / "pyproject.toml").write_text(
+        re.sub(r"(?<=\[project\.urls\]\n).*?(?=\n\[)", lines, settings, flags=re.DOTALL)
+    )
+    (tree / "dist").mkdir()
+    shutil.copy(sdist(tree), tree / "dist")
+    result = subprocess.run(["bash", "-e", "-c", commands], cwd=tree, capture_output=True, text=True, check=False)
+    assert result.returncode == (lacking is not None)
+    assert result.stdout == (f"no address is filled in: {lacking}\n" if lacking else "")
 
 
 @needs_compiler
