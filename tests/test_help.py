@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pydoc
 import re
 
@@ -47,3 +48,18 @@ def test_cred_shows_no_machinery():
     shown = lines(peercred.Cred)
     assert " |  Cred(pid: int | None, uid: int, gid: int) -> None" in shown
     assert not [line for line in shown if "_dataclass_" in line and "__dataclass_" not in line]
+
+
+PROPERTIES = {
+    f"{name}.{attribute}": value
+    for name, thing in DOCUMENTED.items()
+    if inspect.isclass(thing)
+    for attribute, value in vars(thing).items()
+    if isinstance(value, property)
+}
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_first_line_of_a_property_has_no_colon(name):
+    """Sphinx takes what comes before the colon for the property's type."""
+    assert ":" not in PROPERTIES[name].__doc__.splitlines()[0]
