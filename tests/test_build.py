@@ -46,6 +46,7 @@ def tree(tmp_path):
     shutil.copytree(ROOT / ".github", tree / ".github")
     package = Path(peercred.__file__).parent  # the installed one, where there is no other
     shutil.copytree(package, tree / "peercred", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copy(ROOT / "peercred" / "_libc.c", tree / "peercred")  # which is not installed
     return tree
 
 
@@ -275,7 +276,11 @@ sys.modules.update(dict.fromkeys(["cffi", "_cffi_backend", "setuptools"]))
 @pytest.mark.parametrize(
     ("program", "tag"),
     [
-        (pretending("darwin", "Darwin", "macosx-11.0-arm64"), "macosx_14_0_arm64"),
+        # A Python of 32 bits takes any Mac for an Intel.
+        (
+            pretending("darwin", "Darwin", "macosx-11.0-arm64"),
+            "macosx_14_0_" + ("arm64" if sys.maxsize > 2**32 else "i386"),
+        ),
         (pretending("freebsd14", "FreeBSD", "freebsd-14.1-release-amd64"), "freebsd_14_1_release_amd64"),
     ],
     ids=["macOS", "FreeBSD"],
