@@ -221,10 +221,13 @@ class Sockets(RuleBasedStateMachine):
         to = self.one_of(which, lambda to, state: state.family == sock.family and to.getsockname())
         if to is None:
             return
-        state, target = self.states[sock], self.states[to]
+        address = to.getsockname()
+        # An accepted socket has the address of the one that listens.
+        listening = self.one_of(which, lambda it, state: state.listener and it.getsockname() == address)
+        state, target = self.states[sock], self.states[listening or to]
         if target.listener is None:
             actor = None  # it makes no difference
-        who, succeeded = self.acting(actor, sock.connect, to.getsockname())
+        who, succeeded = self.acting(actor, sock.connect, address)
         if not succeeded or state.family != AF_UNIX:
             return
         if state.kind == SOCK_DGRAM:
@@ -236,7 +239,7 @@ class Sockets(RuleBasedStateMachine):
     @rule(sock=sockets)
     def connect_to_unspec(self, sock):
         if outcome(disconnect, sock) is None:
-            self.states[sock].peer = None
+            self.states[sock].peer = self.states[sock].listener = None  # a TCP socket listens no more
 
     @rule(target=sockets, which=NUMBERS)
     def accept(self, which):
