@@ -1,13 +1,14 @@
 """Around every test: a deadline, and nothing that is left behind.
 
-No descriptor and no child process may be left behind. Options: --no-skips, for
-CI, and --effort, for a long search.
+No descriptor and no child process may be left behind. Options: --no-skips and
+--skips, for CI, and --effort, for a long search.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,7 +28,10 @@ Ids: TypeAlias = int | tuple[int, int, int]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--no-skips", action="store_true", help="a test that is skipped fails")
+    parser.addoption("--skips", metavar="REASONS", help="a test that is skipped for another reason fails (a regex)")
+    parser.addoption(
+        "--no-skips", dest="skips", action="store_const", const="(?!)", help="a test that is skipped fails"
+    )
     parser.addoption("--effort", type=int, default=1, metavar="N", help="N times the usual attempts to find a fault")
 
 
@@ -51,12 +55,26 @@ def effort(request: pytest.FixtureRequest) -> int:
     return request.config.getoption("--effort")
 
 
+def forbid_skips(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
+    reasons = config.getoption("--skips")
+    if reasons is not None and report.skipped and not re.search(reasons, str(report.longrepr)):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which is forbidden: {report.longrepr}"
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.skipped and item.config.getoption("--no-skips"):
-        report.outcome = "failed"
-        report.longrepr = f"skipped, which --no-skips forbids: {report.longrepr}"
+    forbid_skips(item.config, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    forbid_skips(collector.config, report)  # of a whole module
     return report
 
 
