@@ -85,7 +85,7 @@ def test_terminal(door):
 
 def test_json_on_a_terminal(door):
     """On a terminal, --json writes no head line either."""
-    ours, theirs = pty.openpty()
+    ours, theirs = open_terminal()
     with listening(door, "--json", stdout=theirs):
         os.close(theirs)
         output = b""
