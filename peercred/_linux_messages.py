@@ -184,6 +184,8 @@ def send(
     if control and not any(memoryview(buffer).nbytes for buffer in buffers) and _is_stream(fd):
         raise ValueError("no data: on a stream socket, credentials and descriptors arrive only along with data")
     try:
+        if not -(2**31) <= flags < 2**31:  # PyPy would send all the same
+            raise OverflowError(f"{flags} does not fit an int")
         return sock.sendmsg(buffers, control, flags, address)
     except (BufferError, OverflowError) as failure:
         raise ValueError(f"data is not contiguous, or flags is out of range: {failure}") from failure

@@ -222,7 +222,7 @@ def send(
     """
     check_cred(cred)
     attached: list[Any] = []  # which nobody else may hold
-    return kernel.send(sock, _buffers(data), cred, _descriptors(fds, attached), flags, address)
+    return kernel.send(sock, _buffers(data), cred, _descriptors(fds, attached), index(flags), address)
 
 
 def _buffers(data: Data) -> list[Buffer]:

@@ -12,6 +12,7 @@ import gc
 import itertools
 import os
 import pickle
+import re
 import socket
 
 import pytest
@@ -59,7 +60,7 @@ def test_copies_own_nothing(message, name):
         made = COPIES[name](message)
     except TypeError as error:
         made = None
-        assert "pickle" in str(error)
+        assert re.search("pickle|_CDataBase", str(error))  # PyPy names the class
     del made
     gc.collect()
     assert all(map(is_open, fds))

@@ -35,7 +35,8 @@ def waiting(receiver, receive=lambda sock: messages.receive(sock, 100, socket.MS
     thread = threading.Thread(target=lambda: received.append(receive(receiver)))
     thread.start()
     call_of = Path(f"/proc/self/task/{thread.native_id}/syscall")
-    while call_of.read_text().split()[1:2] != [hex(number)]:  # its first argument is the socket
+    # The first argument is the socket, except of socketcall(2), i386's.
+    while (fields := call_of.read_text().split())[1:2] != [hex(number)] and fields[0] != "102":
         time.sleep(0.001)
     try:
         yield received
