@@ -38,9 +38,7 @@ DECLARATIONS = """
     };
 
     struct peer {
-        pid_t pid;
-        uid_t uid;
-        gid_t gid;
+        struct ucred cred;
         int groups;
     };
 
@@ -114,11 +112,9 @@ DECLARATIONS = """
     static void close_owned(struct owned *owned);
 
     struct received {
-        pid_t pid;
-        uid_t uid;
-        gid_t gid;
-        int flags;
+        struct ucred cred;
         ssize_t length;
+        int flags;
         int label_length;
         int address_length;
         char address[...];

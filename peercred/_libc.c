@@ -219,12 +219,7 @@ static int ask_peer(int fd, int option, void *value, socklen_t size)
 /* No credentials: the pid is a negative result. */
 static struct ucred refused(int error)
 {
-    struct ucred cred;
-
-    cred.pid = error;
-    cred.uid = (uid_t)-1;
-    cred.gid = (gid_t)-1;
-    return cred;
+    return (struct ucred){.pid = error, .uid = (uid_t)-1, .gid = (gid_t)-1};
 }
 
 /* The kernel reports "nobody" as a success, with ids of -1. Its pids are from 0
@@ -264,12 +259,9 @@ static int peergroups(int fd, gid_t *gids, int count)
     return number_of_groups(gids, ask_peer(fd, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
 }
 
-/* A struct ucred, and what peergroups() says. */
 struct peer {
-    pid_t pid;
-    uid_t uid;
-    gid_t gid;
-    int groups;
+    struct ucred cred;
+    int groups; /* what peergroups() says */
 };
 
 /* Credentials and groups of one peer. Another thread may replace the descriptor
@@ -278,21 +270,17 @@ struct peer {
    peer. When it is closed, it may be the last descriptor of its socket. */
 static struct peer peercred_and_groups(int fd, gid_t *gids, int count)
 {
-    int own = fcntl(fd, F_DUPFD_CLOEXEC, 3), length, groups, error;
-    struct ucred cred;
+    int duplicate = fcntl(fd, F_DUPFD_CLOEXEC, 3), length, error;
+    struct peer peer;
 
-    if (own < 0) {
-        /* EINVAL: no number from 3 up is allowed (RLIMIT_NOFILE). */
-        error = errno == EINVAL ? EMFILE : errno;
-        cred = refused(-error - IN_DUPFD);
-        return (struct peer){cred.pid, cred.uid, cred.gid, 0};
-    }
-    length = ask(own, SO_PEERCRED, &cred, sizeof cred);
-    groups = number_of_groups(gids, ask(own, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
-    error = check_peer(own);
-    close_without_gil(own);
-    cred = checked(cred, error < 0 ? error : length, -ENOTCONN);
-    return (struct peer){cred.pid, cred.uid, cred.gid, groups};
+    if (duplicate < 0) /* EINVAL: no number from 3 up is allowed (RLIMIT_NOFILE) */
+        return (struct peer){refused(-(errno == EINVAL ? EMFILE : errno) - IN_DUPFD), 0};
+    length = ask(duplicate, SO_PEERCRED, &peer.cred, sizeof peer.cred);
+    peer.groups = number_of_groups(gids, ask(duplicate, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
+    error = check_peer(duplicate);
+    close_without_gil(duplicate);
+    peer.cred = checked(peer.cred, error < 0 ? error : length, -ENOTCONN);
+    return peer;
 }
 
 /* The length of the label, or a negative result. */
@@ -472,11 +460,9 @@ static size_t control_size(int options, int fds)
 
 /* What came with a message, besides its data and its label. */
 struct received {
-    pid_t pid; /* a negative errno if there are no credentials */
-    uid_t uid;
-    gid_t gid;
-    int flags;
+    struct ucred cred;  /* the pid is a negative errno if there are none */
     ssize_t length;     /* of the data, or a negative errno */
+    int flags;
     int label_length;   /* 0 if there is none */
     int address_length; /* likewise */
     char address[sizeof((struct sockaddr_un *)0)->sun_path];
@@ -523,12 +509,12 @@ static struct received receive(int fd, char *data, size_t size, int flags, int o
     struct iovec buffer = {data, size};
     struct msghdr message;
     struct cmsghdr *part;
-    struct ucred cred = refused(-ENODATA);
     struct received received;
     size_t control_room = control_size(options, max_fds), room, length;
     int stamped = 0, incomplete = 0;
 
     memset(&received, 0, sizeof received);
+    received.cred = refused(-ENODATA);
     memset(&message, 0, sizeof message);
     message.msg_name = &address;
     message.msg_namelen = sizeof address;
@@ -566,9 +552,9 @@ static struct received receive(int fd, char *data, size_t size, int flags, int o
         if (part->cmsg_level != SOL_SOCKET)
             continue;
         if (part->cmsg_type == SCM_CREDENTIALS) {
-            incomplete |= stamped++ || length != sizeof cred;
+            incomplete |= stamped++ || length != sizeof received.cred;
             if (!incomplete)
-                memcpy(&cred, payload, sizeof cred);
+                memcpy(&received.cred, payload, sizeof received.cred);
         } else if (part->cmsg_type == SCM_SECURITY && label != NULL) {
             received.label_length = (int)(length < LABEL_MAX ? length : LABEL_MAX);
             memcpy(label, payload, (size_t)received.label_length);
@@ -585,10 +571,7 @@ static struct received receive(int fd, char *data, size_t size, int flags, int o
     if (incomplete)
         received.length = -EMSGSIZE;
     received.flags = (message.msg_flags & ~MSG_CMSG_CLOEXEC) | (received.strays ? MSG_CTRUNC : 0);
-    cred = checked(cred, sizeof cred, -ENODATA);
-    received.pid = cred.pid;
-    received.uid = cred.uid;
-    received.gid = cred.gid;
+    received.cred = checked(received.cred, sizeof received.cred, -ENODATA);
     return received;
 }
 
@@ -597,7 +580,6 @@ static struct received receive(int fd, char *data, size_t size, int flags, int o
    /proc/sys/kernel, which has them too.) */
 static struct ucred overflow_ids(void)
 {
-    struct ucred cred;
     struct received received;
     int ends[2], on = 1;
     char data;
@@ -610,10 +592,5 @@ static struct ucred overflow_ids(void)
         received = receive(ends[1], &data, sizeof data, MSG_DONTWAIT, PASS_CREDS, 0, NULL, NULL);
     close(ends[0]); /* neither can block */
     close(ends[1]);
-    if (received.length < 0)
-        return refused((int)received.length);
-    cred.pid = received.pid;
-    cred.uid = received.uid;
-    cred.gid = received.gid;
-    return cred;
+    return received.length < 0 ? refused((int)received.length) : received.cred;
 }

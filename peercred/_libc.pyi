@@ -10,11 +10,15 @@ class _Ucred(Protocol):
     @property
     def gid(self) -> int: ...
 
-class _Peer(_Ucred, Protocol):
+class _Peer(Protocol):
+    @property
+    def cred(self) -> _Ucred: ...
     @property
     def groups(self) -> int: ...
 
-class _Received(_Ucred, Protocol):
+class _Received(Protocol):
+    @property
+    def cred(self) -> _Ucred: ...
     @property
     def flags(self) -> int: ...
     @property

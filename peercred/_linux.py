@@ -127,9 +127,9 @@ def read_with_groups(fd: int) -> tuple[Cred, tuple[int, ...], OSError | None]:
     if peer.groups == -ERANGE:
         gids = _allocate(_gids, lib.GROUPS_MAX)
         peer = _peercred_and_groups(fd, gids, lib.GROUPS_MAX)
-    cred, count = cred_of(peer), peer.groups
+    cred, count = cred_of(peer.cred), peer.groups
     if cred is None:
-        raise error_for(fd, peer.pid, "SO_PEERCRED")
+        raise error_for(fd, peer.cred.pid, "SO_PEERCRED")
     if count < 0:
         return cred, (), error_for(fd, count, "SO_PEERGROUPS")
     return cred, tuple(_unpack(gids, count)), None

@@ -135,7 +135,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
                 raise error_for(fd, length, "recvmsg")
             fd = _fileno(sock)  # another thread may have closed it
 
-        cred = cred_of(received)
+        cred = cred_of(received.cred)
         fields = {"data": _unpack(data, length), "cred": cred, "flags": received.flags}
         if received.address_length:
             fields["address"] = _address(_unpack(received.address, received.address_length))

@@ -99,7 +99,7 @@ int main(int argc, char **argv)
             continue;
         assert(received.length <= (ssize_t)sizeof data);
         assert(received.label_length <= LABEL_MAX && received.address_length <= (int)sizeof received.address);
-        assert(received.pid < 0 || (received.uid != (uid_t)-1 && received.gid != (gid_t)-1));
+        assert(received.cred.pid < 0 || (received.cred.uid != (uid_t)-1 && received.cred.gid != (gid_t)-1));
         assert(owned.count[OWN_PIDFD] <= 1 && owned.count[OWN_FDS] <= max_fds);
         assert(received.kept == owned.count[OWN_PIDFD] + owned.count[OWN_FDS]);
         assert(owns || received.kept == 0);
