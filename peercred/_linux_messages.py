@@ -51,6 +51,11 @@ _OPTIONS = {
     "SO_PASSSEC": (_LABEL, lib.SO_PASSSEC),
 }
 
+_NO_ROOM = (
+    "the kernel had no room for the message's credentials or label: turn off other control messages, such as "
+    "SO_TIMESTAMP, and do not change the options while receiving"
+)
+
 # Fill in a Message directly: its __init__ takes more than twice as long. A
 # field that is not set has the class's default.
 _new_object = object.__new__
@@ -105,6 +110,9 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
     fd = _fileno(sock)
     if not 0 <= max_fds <= _FDS_MAX:
         raise ValueError(f"max_fds must be from 0 to {_FDS_MAX} (the kernel's limit), not {max_fds}")
+    if not 0 <= bufsize <= sys.maxsize:
+        raise ValueError(f"bufsize must be from 0 to {sys.maxsize}, not {bufsize}")
+    _check_flags(flags)
     # A socket with a timeout never waits in C.
     flags_in_c = flags if socket.socket.gettimeout(sock) is None else flags | _DONTWAIT
     owner = None
@@ -126,13 +134,9 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
                 # The standard library waits, as this socket does, or raises.
                 socket.socket.recv(sock, 1, _PEEK | _DONTWAIT)
             elif length == -EMSGSIZE:
-                raise OSError(
-                    EMSGSIZE,
-                    "the kernel had no room for the message's credentials or label: turn off other control messages, "
-                    "such as SO_TIMESTAMP, and do not change the options while receiving",
-                )
+                raise OSError(EMSGSIZE, _NO_ROOM)
             elif length != -EINTR:
-                raise error_for(fd, length, "recvmsg")
+                raise error_for(fd, length, "recvmsg(2)")
             fd = _fileno(sock)  # another thread may have closed it
 
         cred = cred_of(received.cred)
@@ -153,8 +157,6 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
         message = _new_object(Message)
         _set_fields(message, fields)
         return message
-    except OverflowError as failure:
-        raise ValueError(f"bufsize or flags is out of range: {failure}") from failure
     except BaseException:
         if owner:
             owner.close()
@@ -172,6 +174,7 @@ def send(
     """sendmsg(2)."""
     fd = _fileno(sock)
     _check_family(fd)
+    _check_flags(flags)
     attached = tuple(islice(fds, _FDS_MAX + 1))
     if len(attached) > _FDS_MAX:
         raise ValueError(f"at most {_FDS_MAX} fds can be sent, which is the kernel's limit")
@@ -184,11 +187,9 @@ def send(
     if control and not any(memoryview(buffer).nbytes for buffer in buffers) and _is_stream(fd):
         raise ValueError("no data: on a stream socket, credentials and descriptors arrive only along with data")
     try:
-        if not -(2**31) <= flags < 2**31:  # PyPy would send all the same
-            raise OverflowError(f"{flags} does not fit an int")
         return sock.sendmsg(buffers, control, flags, address)
-    except (BufferError, OverflowError) as failure:
-        raise ValueError(f"data is not contiguous, or flags is out of range: {failure}") from failure
+    except BufferError as failure:
+        raise ValueError(f"data is not contiguous: {failure}") from failure
     except OSError as failure:
         if not control or failure.errno not in (EPERM, ESRCH, EINVAL, EBADF, ETOOMANYREFS):
             raise
@@ -211,6 +212,11 @@ def _fileno(sock: socket.socket) -> int:
         "socket.socket(fileno=fd)), and wait for it by asyncio's loop.add_reader, trio.lowlevel.wait_readable or "
         "anyio.wait_readable"
     )
+
+
+def _check_flags(flags: int) -> None:
+    if not -(2**31) <= flags < 2**31:
+        raise ValueError(f"flags must fit a C int, and {flags} does not")
 
 
 def _check_family(fd: int) -> None:
