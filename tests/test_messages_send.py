@@ -209,7 +209,7 @@ def test_not_credentials(pair, claim):
 def test_what_sendmsg_cannot_take(ends, data, flags):
     """Data in pieces and flags that C cannot hold are refused, and not sent."""
     receiver, sender = ends
-    with pytest.raises(ValueError, match="^(data is not contiguous|flags must fit a C int)"):
+    with pytest.raises(ValueError, match=r"^(data is not contiguous|flags must fit a C int)"):
         messages.send(sender, data, flags=flags)
     with pytest.raises(BlockingIOError):
         receiver.recv(10, socket.MSG_DONTWAIT)

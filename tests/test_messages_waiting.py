@@ -57,7 +57,7 @@ def test_what_recvmsg_cannot_take(datagrams, bufsize, flags):
     """A size or flags that C cannot hold are refused, and no message lost."""
     receiver, sender = datagrams
     sender.send(b"x")
-    with pytest.raises(ValueError, match="^(bufsize must be from 0 to|flags must fit a C int)"):
+    with pytest.raises(ValueError, match=r"^(bufsize must be from 0 to|flags must fit a C int)"):
         messages.receive(receiver, bufsize, flags)
     assert messages.receive(receiver, 10).data == b"x"
 
