@@ -105,7 +105,6 @@ DECLARATIONS = """
     static int pass_options(int fd, int options);
     static int set_pass_options(int fd, int options);
 
-    static void own_nothing(struct owned *owned);
     static int open_proc(struct owned *holder, struct owned *owned);
     static void move_owned(struct owned *from, struct owned *to, int kind);
     static int close_one(struct owned *owned, int kind);

@@ -123,7 +123,8 @@ static int int_option(int fd, int option)
 }
 
 /* Open descriptors, until they are closed or handed over. Each is taken in one
-   atomic step, so that no two threads ever get the same. */
+   atomic step, so that no two threads ever get the same. With zeroes, it owns
+   nothing. */
 #define OWN_PIDFD 0
 #define OWN_FDS 1
 #define OWN_STRAYS 2 /* what nobody asked for */
@@ -132,11 +133,6 @@ struct owned {
     int count[3];
     int fds[3][FDS_MAX];
 };
-
-static void own_nothing(struct owned *owned)
-{
-    memset(owned, 0, offsetof(struct owned, fds));
-}
 
 static void own(struct owned *owned, int kind, int fd)
 {

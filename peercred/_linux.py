@@ -36,8 +36,8 @@ except ModuleNotFoundError as missing:
 # What is needed most, bound once: looking up an attribute of lib takes 50 ns.
 _peercred, _peercred_and_groups, _unpack = lib.peercred, lib.peercred_and_groups, ffi.unpack
 _allocate = ffi.new_allocator(should_clear_after_alloc=False)  # C fills it
-_gids, _chars, _OWNED = ffi.typeof("gid_t[]"), ffi.typeof("char[]"), ffi.typeof("struct owned *")
-_gc, _own_nothing, _close_one, _close_owned = ffi.gc, lib.own_nothing, lib.close_one, lib.close_owned
+_gids, _chars = ffi.typeof("gid_t[]"), ffi.typeof("char[]")
+_new, _gc, _close_one, _close_owned = ffi.new, ffi.gc, lib.close_one, lib.close_owned
 
 # What is asked beside the option: see _libc.c.
 _OTHER_CALLS = {
@@ -73,10 +73,8 @@ class Owner:
     __slots__ = ("_guard", "struct")
 
     def __init__(self) -> None:
-        struct = _allocate(_OWNED)
-        _own_nothing(struct)
+        self.struct = struct = _new("struct owned *")
         self._guard = _gc(struct, _close_owned)
-        self.struct = struct
 
     def numbers(self, kind: int) -> tuple[int, ...]:
         """The descriptors of a kind."""

@@ -92,7 +92,7 @@ int main(int argc, char **argv)
 
         arrived = closed_in_all = 0;
         memset(closed, 0, sizeof closed);
-        own_nothing(&owned);
+        memset(&owned, 0, sizeof owned);
         received = receive(3, data, below(sizeof data + 1), 0, options, max_fds, options & PASS_LABEL ? label : NULL,
                            owns ? &owned : NULL);
         if (received.length < 0 && received.length != -EMSGSIZE)
