@@ -95,6 +95,7 @@ class Attached(Owner):
 def enable(sock: socket.socket, creds: bool, pidfd: bool, label: bool, fds: bool) -> None:
     """SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC, SO_PASSRIGHTS: all or none."""
     fd = _fileno(sock)
+    _check_family(fd)
     wanted = creds * _CREDS | pidfd * _PIDFD | label * _LABEL | fds * _FDS
     if wanted & _SENDER == _LABEL and _is_stream(fd):
         raise ValueError("on a stream socket, the kernel sends a label only with creds or pidfd: enable one of them")
@@ -226,7 +227,6 @@ def _check_family(fd: int) -> None:
 
 
 def _is_stream(fd: int) -> bool:
-    _check_family(fd)
     return _int_option(fd, lib.SO_TYPE) == lib.SOCK_STREAM
 
 
