@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))  # what the tests share
+
 from peers import DEADLINE, Child, become, connect, open_descriptors
 
 from peercred import messages

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).parent.parent / "README.md"
+FILE = Path(__file__).parent.parent.parent / "README.md"
 if not FILE.exists():
     pytest.skip(reason="needs README.md, beside the tests' directory", allow_module_level=True)
 README = FILE.read_text()

@@ -1,6 +1,6 @@
 """receive(): the label of a message, as the running kernel gives it.
 
-test_messages_answers.py has the forms of SELinux and AppArmor.
+faked_kernel/test_control_messages.py has the forms of SELinux and AppArmor.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "peercred/_libc.c").exists(), reason="needs the source tree, for the C source"

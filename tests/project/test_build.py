@@ -23,7 +23,7 @@ import pytest
 
 import peercred
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 ORDINARY_CPYTHON = sys.implementation.name == "cpython" and not sys.abiflags
 pytestmark = [
     pytest.mark.skipif(not (ROOT / "build_ffi.py").exists(), reason="needs the source tree, to build a wheel of it"),

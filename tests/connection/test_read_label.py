@@ -1,6 +1,6 @@
 """read_label(): what this kernel says of a real peer.
 
-test_kernel_answers.py has the forms of SELinux and AppArmor.
+faked_kernel/test_answers.py has the forms of SELinux and AppArmor.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from peers import OPTION_NUMBERS, OPTIONS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 pytestmark = [
     pytest.mark.skipif(not (ROOT / "peercred/_libc.c").exists(), reason="needs the source tree, for the C source"),
     pytest.mark.skipif(find_spec("hatchling") is None, reason="needs hatchling, to import build_ffi"),
