@@ -34,9 +34,15 @@ def waiting(receiver, receive=lambda sock: messages.receive(sock, 100, socket.MS
     received, number = [], receiver.fileno()
     thread = threading.Thread(target=lambda: received.append(receive(receiver)))
     thread.start()
-    call_of = Path(f"/proc/self/task/{thread.native_id}/syscall")
-    # The first argument is the socket, except of socketcall(2), i386's.
-    while (fields := call_of.read_text().split())[1:2] != [hex(number)] and fields[0] != "102":
+    task = Path(f"/proc/self/task/{thread.native_id}")
+
+    def sleeps_in_a_call():
+        call, *arguments = (task / "syscall").read_text().split()
+        # The first argument is the socket, except of socketcall(2), i386's.
+        of_the_socket = call == "102" or arguments[:1] == [hex(number)]
+        return of_the_socket and (task / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+    while not sleeps_in_a_call():
         time.sleep(0.001)
     try:
         yield received
