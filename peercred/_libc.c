@@ -168,10 +168,19 @@ static int close_one(struct owned *owned, int kind)
     return 0;
 }
 
-/* The destructor. */
+/* The destructor. It warns if there is something left to close. (Not on PyPy,
+   which calls it late.) */
 static void close_owned(struct owned *owned)
 {
-    while (!owned->released && close_one(owned, 0))
+    if (owned->released)
+        return;
+#if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
+    int left = owned->count[OWN_PIDFD] + owned->count[OWN_FDS];
+
+    if (left > 0 && PyErr_WarnFormat(PyExc_ResourceWarning, 1, "a peercred Message has %d unclosed descriptors", left) < 0)
+        PyErr_WriteUnraisable(NULL);
+#endif
+    while (close_one(owned, 0))
         ;
 }
 
@@ -352,16 +361,21 @@ static int open_directory(int pidfd)
     return error;
 }
 
-/* The same for the pidfd of one owner. The directory is the other's. Meanwhile,
-   nobody else can close the pidfd. */
+/* The same for the pidfd of an owner. The directory is the other owner's, or its
+   own. If another thread has closed the pidfd by now, the duplicate may be of
+   anything. */
 static int open_proc(struct owned *holder, struct owned *owned)
 {
-    int directory;
+    const int *count = &holder->count[OWN_PIDFD];
+    int pidfd, directory;
 
-    if (__atomic_exchange_n(&holder->count[OWN_PIDFD], 0, __ATOMIC_ACQ_REL) == 0)
+    if (__atomic_load_n(count, __ATOMIC_ACQUIRE) == 0)
         return -EBADF;
-    directory = open_directory(holder->fds[OWN_PIDFD][0]);
-    __atomic_store_n(&holder->count[OWN_PIDFD], 1, __ATOMIC_RELEASE);
+    pidfd = fcntl(holder->fds[OWN_PIDFD][0], F_DUPFD_CLOEXEC, 3);
+    if (pidfd < 0)
+        return -errno;
+    directory = __atomic_load_n(count, __ATOMIC_ACQUIRE) == 0 ? -EBADF : open_directory(pidfd);
+    close(pidfd);
     if (directory >= 0)
         own(owned, OWN_FDS, directory);
     return directory;

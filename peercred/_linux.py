@@ -72,6 +72,8 @@ class Owner:
 
     __slots__ = ("_guard", "struct")
 
+    PIDFD, FDS, STRAYS = lib.OWN_PIDFD, lib.OWN_FDS, lib.OWN_STRAYS
+
     def __init__(self) -> None:
         self.struct = struct = _new("struct owned *")
         self._guard = _gc(struct, _close_owned)
@@ -84,13 +86,26 @@ class Owner:
         """Give the descriptors of a kind to another owner."""
         lib.move_owned(self.struct, other.struct, kind)
 
-    def close(self) -> None:
-        """Close all, one at a time, so that signal handlers run in between.
+    def open_proc(self, other: Owner) -> int:
+        """Open the directory in /proc of the pidfd's process, for an owner."""
+        directory = lib.open_proc(self.struct, other.struct)
+        if directory >= 0:
+            return directory
+        why = {
+            ESRCH: "the process is gone",
+            ENOENT: "this /proc does not show the process: it is in another PID namespace, /proc hides it (hidepid), "
+            "or /proc is not mounted",
+        }
+        raise OSError(-directory, why.get(-directory, f"{os.strerror(-directory)}: /proc of the process"))
 
+    def close(self, kind: int = PIDFD) -> None:
+        """Close all, or only the last kinds.
+
+        They are closed one at a time, so that signal handlers run in between.
         Errors of close(2) are ignored: a stranger's file decides about them.
         """
         self.struct.released = False
-        while _close_one(self.struct, 0):
+        while _close_one(self.struct, kind):
             pass
 
 
@@ -160,26 +175,10 @@ def open_pidfd(fd: int, owner: Owner) -> int:
 
 def open_proc(fd: int, owner: Owner) -> int:
     """SO_PEERPIDFD, and the directory of that process in /proc."""
-    holder = Owner()
-    try:
-        open_pidfd(fd, holder)
-        return proc_of(holder, owner)
-    finally:
-        holder.close()
-
-
-def proc_of(holder: Owner, owner: Owner) -> int:
-    """The directory in /proc of the process of a pidfd."""
-    directory = lib.open_proc(holder.struct, owner.struct)
-    if directory >= 0:
-        return directory
-    why = {
-        ESRCH: "the process is gone",
-        ENOENT: "this /proc does not show the process: it is in another PID namespace, /proc hides it (hidepid), or "
-        "/proc is not mounted",
-        EBADF: "the message has no pidfd any more: it was detached or closed",
-    }
-    raise OSError(-directory, why.get(-directory, f"{os.strerror(-directory)}: /proc of the process"))
+    open_pidfd(fd, owner)
+    directory = owner.open_proc(owner)
+    _close_one(owner.struct, owner.PIDFD)
+    return directory
 
 
 def overflow_ids() -> tuple[int, int]:

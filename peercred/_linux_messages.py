@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import warnings
 from array import array
 from errno import (
     EAGAIN,
@@ -23,7 +22,7 @@ from typing import Any
 
 from ._cred import Cred, cred_of
 from ._libc import ffi, lib
-from ._linux import Owner, error_for, overflow_ids, proc_of
+from ._linux import Owner, error_for, overflow_ids
 from ._message import Message
 
 TYPE_CHECKING = False
@@ -62,36 +61,6 @@ _new_object = object.__new__
 _set_fields = vars(Message)["__dict__"].__set__
 
 
-class Attached(Owner):
-    """The descriptors of a message, which must not be dropped unclosed."""
-
-    __slots__ = ()
-
-    PIDFD, FDS = lib.OWN_PIDFD, lib.OWN_FDS
-
-    def empty(self) -> Owner:
-        """An owner that they can be moved to."""
-        return Owner()
-
-    def open_proc(self, owner: Owner) -> int:
-        """The directory in /proc of the sender, for another owner."""
-        return proc_of(self, owner)
-
-    def close_strays(self) -> None:
-        """Close what nobody asked for."""
-        while lib.close_one(self.struct, lib.OWN_STRAYS):
-            pass
-
-    def __del__(self) -> None:
-        try:
-            numbers = self.numbers(self.PIDFD) + self.numbers(self.FDS)
-        except AttributeError:  # a signal handler raised in __init__
-            return
-        if numbers:
-            self.close()
-            warnings.warn(f"unclosed descriptors of a peercred Message: {numbers}", ResourceWarning, 2, source=self)
-
-
 def enable(sock: socket.socket, creds: bool, pidfd: bool, label: bool, fds: bool) -> None:
     """SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC, SO_PASSRIGHTS: all or none."""
     fd = _fileno(sock)
@@ -124,7 +93,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
             if options < 0:
                 raise error_for(fd, options, "SO_PASSCRED")
             if options & (_PIDFD | _LABEL) or max_fds:
-                owner = owner or Attached()
+                owner = owner or Owner()
             label = _allocate(_chars, _LABEL_MAX) if options & _LABEL else _NULL
             owned = owner.struct if owner else _NULL
             received = _receive(fd, data, bufsize, flags_in_c, options, max_fds, label, owned)
@@ -133,7 +102,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
                 break
             if length == -EAGAIN and not flags & _DONTWAIT:
                 # The standard library waits, as this socket does, or raises.
-                socket.socket.recv(sock, 1, _PEEK | _DONTWAIT)
+                socket.socket.recvmsg(sock, 0, 0, _PEEK | _DONTWAIT)
             elif length == -EMSGSIZE:
                 raise OSError(EMSGSIZE, _NO_ROOM)
             elif length != -EINTR:
@@ -152,7 +121,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
             if options & _PIDFD and not owned.count[owner.PIDFD]:
                 fields["pidfd_error"] = _no_pidfd(-received.pidfd, received.flags)
             if received.strays:
-                owner.close_strays()
+                owner.close(owner.STRAYS)
             if received.kept:
                 fields["_owner"] = owner
         message = _new_object(Message)
@@ -206,8 +175,11 @@ def _fileno(sock: socket.socket) -> int:
     # A subclass with its own recvmsg(), such as SSLSocket, has no messages.
     # Whatever its fileno() says, ask the descriptor that the others use.
     plain = socket.socket
-    if type(sock) is plain or (issubclass(type(sock), plain) and type(sock).recvmsg is plain.recvmsg):
-        return plain.fileno(sock)
+    try:
+        if type(sock) is plain or (issubclass(type(sock), plain) and type(sock).recvmsg is plain.recvmsg):
+            return plain.fileno(sock)
+    except AttributeError:  # eventlet's have none of these methods
+        pass
     raise TypeError(
         f"{type(sock).__name__!r} object is not a plain socket.socket: pass one (of a descriptor, "
         "socket.socket(fileno=fd)), and wait for it by asyncio's loop.add_reader, trio.lowlevel.wait_readable or "
@@ -236,13 +208,14 @@ def _disbelieve(sock: socket.socket, fd: int, fields: dict[str, Any]) -> None:
     If in doubt, there is none.
     """
     cred = fields["cred"]
+    if cred is None and fields["data"]:
+        return
     # By now, another thread may have closed the descriptor or replaced it.
     kinds = {int(sock.type), _int_option(fd, lib.SO_TYPE)}
     if kinds not in ({lib.SOCK_DGRAM}, {lib.SOCK_SEQPACKET}):
         # The end of a stream comes as pid 0 of root, and so does data that was
         # sent while SO_PASSCRED was off, if it is on by now.
-        if cred is not None or not fields["data"]:
-            fields["cred"] = fields["label"] = None
+        fields["cred"] = fields["label"] = None
     elif cred is not None:
         try:
             early = (cred.uid, cred.gid) == overflow_ids()  # sent before SO_PASSCRED was on

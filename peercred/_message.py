@@ -85,7 +85,7 @@ class Message:
         owner = self._owner
         if owner is None:
             return None
-        taken = owner.empty()
+        taken = type(owner)()
         try:
             owner.move(taken, owner.PIDFD)
             pidfd = next(iter(taken.numbers(owner.PIDFD)), None)
@@ -101,7 +101,7 @@ class Message:
         owner = self._owner
         if owner is None:
             return ()
-        taken = owner.empty()
+        taken = type(owner)()
         try:
             owner.move(taken, owner.FDS)
             fds: tuple[int, ...] = taken.numbers(owner.FDS)
@@ -119,13 +119,15 @@ class Message:
         `peercred.open_proc` for what it proves, and for its errors.
 
         Raises:
-            OSError: EBADF: the message has no pidfd, or no longer.
-                If `pidfd_error` says why, it is raised instead.
+            OSError: EBADF: the message has no pidfd, or no longer. What
+                `pidfd_error` says is raised instead.
         """
+        if self.pidfd_error is not None:
+            raise OSError(*self.pidfd_error.args)
+        if self.pidfd is None:
+            raise OSError(EBADF, "the message has no pidfd: it is not enabled, or was detached or closed")
         owner = self._owner
-        if owner is None:
-            raise self.pidfd_error or OSError(EBADF, "the message has no pidfd: see messages.enable(pidfd=True)")
-        taken = owner.empty()
+        taken = type(owner)()
         try:
             proc: int = owner.open_proc(taken)
             taken.struct.released = True

@@ -129,8 +129,8 @@ def receive(sock: socket.socket, bufsize: int, flags: int = 0, *, max_fds: int =
     """Receive a message and what comes with it.
 
     This calls `recvmsg(fd, ..., flags | MSG_CMSG_CLOEXEC)`, with room for
-    what is enabled: getsockopt(2) asks for that first. It waits by
-    `socket.recv` if the socket has a timeout or does not block, so timeouts,
+    what is enabled: getsockopt(2) asks for that first. If the socket has a
+    timeout or does not block, the standard library waits, so timeouts,
     signals and gevent work as usual.
 
     See the top of this module for what `cred` proves. It does not prove
@@ -160,8 +160,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int = 0, *, max_fds: int =
             sender cannot cause that, but SO_TIMESTAMP on a datagram socket
             does. The message is lost unless MSG_PEEK was used.
         ValueError: `bufsize`, `flags` or `max_fds` is out of range.
-        MemoryError: There is no room for `bufsize` bytes. No message is
-            lost.
+        MemoryError: There is no room for `bufsize` bytes.
         NoPeerError, UnsupportedError, TypeError: As `enable`.
 
     References:

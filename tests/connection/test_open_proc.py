@@ -321,13 +321,15 @@ def test_message_without_a_pidfd(pair, message_from):
         with pytest.raises(OSError, match=r"has no pidfd: .*enable") as caught:
             each.open_proc()
         assert caught.value.errno == errno.EBADF
-    reason = OSError(errno.EMFILE, "full")
-    with pytest.raises(OSError, match="full"):
-        messages.Message(b"x", pidfd_error=reason).open_proc()
+    message = messages.Message(b"x", pidfd_error=OSError(errno.EMFILE, "full"))
+    for _ in range(2):
+        with pytest.raises(OSError, match="full") as caught:
+            message.open_proc()
+        assert caught.value is not message.pidfd_error  # whose traceback would grow
     child, message = message_from()
     with child:
         os.close(message.detach_pidfd())
-        with pytest.raises(OSError, match="has no pidfd any more") as caught:
+        with pytest.raises(OSError, match=r"has no pidfd: .*was detached or closed") as caught:
             message.open_proc()
         assert caught.value.errno == errno.EBADF
 
@@ -337,3 +339,16 @@ def test_socket_of_another_type_that_has_none(server):
     with socket.socket(socket.AF_UNIX) as unconnected:
         for conn in (server, unconnected):
             assert outcome(peercred.open_proc, conn) == (peercred.NoPeerError, errno.ENOTCONN)
+
+
+def test_message_with_other_descriptors(datagrams):
+    """The reason why there is no pidfd is told, whatever else is attached."""
+    receiver, sender = datagrams
+    messages.send(sender, b"x", fds=[0])
+    with messages.receive(receiver, 1, max_fds=1) as message, pytest.raises(OSError, match="is not enabled"):
+        message.open_proc()
+    messages.enable(receiver, pidfd=True)
+    messages.send(sender, b"x", fds=[0] * 7)
+    with messages.receive(receiver, 1, max_fds=1) as message:
+        assert message.pidfd is None
+        assert outcome(message.open_proc) == (OSError, errno.EMSGSIZE)

@@ -77,7 +77,7 @@ def test_dropped(datagrams):
     socket.send_fds(sender, [b"x"], [0, 0])
     kept = [messages.receive(receiver, 100, max_fds=2)]
     fds = kept[0].fds
-    with pytest.warns(ResourceWarning, match=r"unclosed descriptors of a peercred Message: \(\d+, \d+\)"):
+    with pytest.warns(ResourceWarning, match="a peercred Message has 2 unclosed descriptors"):
         drop(kept)
     assert not any(map(is_open, fds))
 

@@ -20,6 +20,7 @@ from crowd import crowd_fixture  # noqa: F401
 from interrupting import Interrupted, raising_at_call
 from peers import attach, needs_cpython, needs_pidfd, open_descriptors
 
+import peercred
 from peercred import messages
 
 
@@ -160,7 +161,16 @@ def test_reference_cycle(pair):
 
 
 @needs_cpython("it interrupts by sys.setprofile()")
-def test_kept_exceptions(pair):
+@pytest.mark.parametrize(
+    ("function", "close"),
+    [
+        (lambda sock: messages.receive(sock, 1, max_fds=10), messages.Message.close),
+        pytest.param(peercred.open_pidfd, os.close, marks=needs_pidfd),
+        pytest.param(peercred.open_proc, os.close, marks=needs_pidfd),
+    ],
+    ids=["receive", "open_pidfd", "open_proc"],
+)
+def test_kept_exceptions(pair, function, close):
     """An exception that is kept, with all its frames, keeps nothing open."""
     receiver, sender = pair
     before, kept = open_descriptors(), []
@@ -168,13 +178,13 @@ def test_kept_exceptions(pair):
         attach(sender, b"x", 10)
         with raising_at_call(place, lambda: None) as where:
             try:
-                message = messages.receive(receiver, 1, max_fds=10)
+                opened = function(receiver)
             except Interrupted as error:
                 kept.append(error)
         if not where:
             break
         assert open_descriptors() == before, where
-        with contextlib.suppress(BlockingIOError):  # it was received before it was interrupted
-            receiver.recv(1, socket.MSG_DONTWAIT)
-    message.close()
-    assert len(kept) > 10
+        with contextlib.suppress(BlockingIOError):
+            receiver.recv(1, socket.MSG_DONTWAIT)  # if it was not received
+    close(opened)
+    assert len(kept) > 5

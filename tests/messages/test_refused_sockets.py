@@ -62,3 +62,18 @@ def test_tls_socket():
         ):
             with pytest.raises(TypeError, match=r"'SSLSocket' object is not a plain socket\.socket: "):
                 function(sock)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_replaced_class(function, monkeypatch):
+    """A class in the place of socket.socket that lacks its methods is refused.
+
+    eventlet's does.
+    """
+
+    class GreenSocket:
+        pass
+
+    monkeypatch.setattr(socket, "socket", GreenSocket)
+    with pytest.raises(TypeError, match="not a plain socket"):
+        function(GreenSocket())

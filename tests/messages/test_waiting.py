@@ -74,10 +74,10 @@ def patient(ends, request):
 
 
 @contextlib.contextmanager
-def received_in_a_thread(receiver):
+def received_in_a_thread(receiver, flags=0):
     """What receive() returns or raises, once this ends."""
     outcomes = []
-    thread = threading.Thread(target=lambda: outcomes.append(outcome(messages.receive, receiver, 100)))
+    thread = threading.Thread(target=lambda: outcomes.append(outcome(messages.receive, receiver, 100, flags)))
     thread.start()
     while thread.is_alive() and not asleep(thread):
         time.sleep(0.001)
@@ -195,3 +195,27 @@ def test_no_buffer(ends):
     assert (message.data, message.cred) == (b"", own())
     if receiver.type == socket.SOCK_STREAM:
         assert messages.receive(receiver, 1).data == b"x"
+
+
+SO_PEEK_OFF = 42  # not on parisc and sparc
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_offset_of_peeking(pair, timeout):
+    """While it waits, SO_PEEK_OFF stays where it is, so no byte is skipped."""
+    receiver, sender = pair
+    receiver.settimeout(timeout)
+    receiver.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
+    with received_in_a_thread(receiver, socket.MSG_PEEK) as outcomes:
+        sender.send(b"abc")
+    assert outcomes[0].data == b"abc"
+
+
+def test_error_of_a_handler(ends):
+    """What a handler raises stays what it is, even an OverflowError."""
+
+    def handler(*_):
+        raise OverflowError("mine")
+
+    with pytest.raises(OverflowError, match="mine"), interrupted_by(handler, 0.05):
+        messages.receive(ends[0], 100)

