@@ -12,7 +12,7 @@ import socket
 from unittest.mock import MagicMock
 
 import pytest
-from peers import SISTERS
+from questions import FUNCTIONS
 from readme import section
 
 import peercred
@@ -91,7 +91,7 @@ def test_asyncio(place):
 @pytest.mark.parametrize("conn", [None, True, False, "3", b"3", 3.0, [3], object(), socket.socket, Holder])
 def test_other_types_are_refused(conn):
     """Each function refuses anything else by a TypeError."""
-    for function in SISTERS:
+    for function in FUNCTIONS:
         with pytest.raises(TypeError):
             function(conn)
 

@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from socket import AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM
 
 import pytest
-from peers import LIBC, assert_refused, connect, raw
+from peers import LIBC, connect, raw
+from questions import assert_refused
 
 import peercred
 

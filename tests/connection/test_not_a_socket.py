@@ -10,7 +10,7 @@ import tempfile
 from contextlib import ExitStack
 
 import pytest
-from peers import SISTERS
+from questions import FUNCTIONS
 
 
 def pipe(stack):
@@ -36,7 +36,7 @@ def epoll(stack):
     return stack.enter_context(select.epoll())
 
 
-@pytest.mark.parametrize("function", SISTERS)
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("make", [pipe, event, regular_file, epoll])
 def test_not_a_socket(function, make):
     """What is no socket is ENOTSOCK, and the error says what it should be."""
@@ -63,7 +63,7 @@ def path_descriptor(stack):
     return fd
 
 
-@pytest.mark.parametrize("function", SISTERS)
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("make", [closed_descriptor, closed_socket, path_descriptor, lambda stack: -1])
 def test_not_open(function, make):
     """Closed sockets and descriptors, O_PATH, and -1 are EBADF."""

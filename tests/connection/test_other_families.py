@@ -8,7 +8,8 @@ from collections import Counter
 from socket import AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_UNIX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM
 
 import pytest
-from peers import assert_refused, needs_ipv6, needs_root, raw, sockets_of_every_family
+from peers import needs_ipv6, needs_root, raw, sockets_of_every_family
+from questions import assert_refused
 
 import peercred
 from peercred import messages

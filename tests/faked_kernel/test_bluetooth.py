@@ -12,6 +12,7 @@ import errno
 
 import pytest
 from peers import run_python
+from questions import QUESTIONS
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -45,10 +46,11 @@ PROGRAM = """
 import os, socket, sys
 import peercred
 
-allowed = peercred.AllowList(uids={os.geteuid()}, gids={os.getegid()} if sys.argv[1] == "gids" else ())
+listed, *names = sys.argv[1:]
+allowed = peercred.AllowList(uids={os.geteuid()}, gids={os.getegid()} if listed == "gids" else ())
 conn, other = socket.socketpair()
 before = os.listdir("/proc/self/fd")
-for function in (peercred.read, peercred.read_groups, peercred.read_label, peercred.open_pidfd, allowed.require):
+for function in (*(getattr(peercred, name) for name in names), allowed.require):
     try:
         print("let in:", function(conn))
     except OSError as error:
@@ -60,10 +62,10 @@ assert os.listdir("/proc/self/fd") == before
 @pytest.mark.parametrize("connected", [True, False])
 @pytest.mark.parametrize("listed", ["uids", "gids"])
 def test_bluetooth_socket_is_nobody(preloadable, connected, listed):
-    """All five functions refuse a Bluetooth socket, connected or not."""
+    """Every function refuses a Bluetooth socket, connected or not."""
     env = {"LD_PRELOAD": str(preloadable(SHIM)), **({"CONNECTED": "1"} if connected else {})}
-    lines = run_python(PROGRAM, listed, env=env).splitlines()
-    assert len(lines) == 5
+    lines = run_python(PROGRAM, listed, *map(str, QUESTIONS), env=env).splitlines()
+    assert len(lines) == len(QUESTIONS) + 1
     for line in lines:
         assert line.startswith(f"NoPeerError {errno.EAFNOSUPPORT} only Unix sockets have peer credentials")
         assert line.endswith("AF_BLUETOOTH")

@@ -11,7 +11,8 @@ import resource
 import socket
 
 import pytest
-from peers import SO_PEERGROUPS, SO_PEERPIDFD, call, needs_pidfd, outcome
+from peers import SO_PEERGROUPS, call, outcome
+from questions import QUESTIONS
 from seccomp import needs_seccomp, refuse
 
 import peercred
@@ -25,13 +26,7 @@ def by_group(conn):
     return AllowList(gids={GROUP}).require(conn)
 
 
-QUESTIONS = {
-    "SO_PEERCRED": (peercred.read, socket.SO_PEERCRED),
-    "SO_PEERGROUPS": (peercred.read_groups, SO_PEERGROUPS),
-    "SO_PEERSEC": (peercred.read_label, socket.SO_PEERSEC),
-    "SO_PEERPIDFD": (peercred.open_pidfd, SO_PEERPIDFD),
-}
-FUNCTIONS = [*(function for function, _ in QUESTIONS.values()), by_group]
+FUNCTIONS = [*(question.function for question in QUESTIONS), by_group]
 
 
 def said(function, conn, *refused):
@@ -54,17 +49,19 @@ def option(number):
 
 
 @needs_seccomp
-@pytest.mark.parametrize("name", QUESTIONS)
-def test_refused_option(pair, name):
+@pytest.mark.parametrize("question", QUESTIONS, ids=str)
+def test_refused_option(pair, question):
     """The error names the option that is refused."""
-    function, number = QUESTIONS[name]
-    kind, number, text = said(function, pair[0], "getsockopt", errno.EPERM, option(number))
+    kind, number, text = said(question.function, pair[0], "getsockopt", errno.EPERM, option(question.number))
     assert (kind, number) == (PermissionError, errno.EPERM)
-    assert f"{name} of descriptor {pair[0].fileno()}" in text
+    assert f"{question.option} of descriptor {pair[0].fileno()}" in text
 
 
 @needs_seccomp
-@pytest.mark.parametrize(("function", "refused"), [*QUESTIONS.values(), (by_group, socket.SO_PEERCRED)])
+@pytest.mark.parametrize(
+    ("function", "refused"),
+    [*((question.function, question.number) for question in QUESTIONS), (by_group, socket.SO_PEERCRED)],
+)
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOPROTOOPT])
 def test_refused_option_of_a_socket_without_a_peer(function, refused, number):
     """A socket without a peer is told to be one, whatever else is refused."""
@@ -116,20 +113,19 @@ def test_refused_family(pair, function):
 
 
 @needs_seccomp
-@pytest.mark.parametrize("name", QUESTIONS)
+@pytest.mark.parametrize("question", QUESTIONS, ids=str)
 @pytest.mark.parametrize("connected", [True, False])
-def test_option_that_only_seems_to_succeed(pair, name, connected):
+def test_option_that_only_seems_to_succeed(pair, question, connected):
     """An answer that the kernel has not written is none: EPROTO.
 
     A socket without a peer is still told to be one.
     """
-    function, number = QUESTIONS[name]
     with socket.socket(socket.AF_UNIX) as lonely:
         conn = pair[0] if connected else lonely
-        kind, found, text = said(function, conn, "getsockopt", 0, option(number))
+        kind, found, text = said(question.function, conn, "getsockopt", 0, option(question.number))
         expected = (OSError, errno.EPROTO) if connected else (peercred.NoPeerError, errno.ENOTCONN)
         assert (kind, found) == expected
-        assert connected == text.endswith(f"{name} of descriptor {conn.fileno()}")
+        assert connected == text.endswith(f"{question.option} of descriptor {conn.fileno()}")
 
 
 @needs_seccomp
@@ -156,14 +152,15 @@ def test_getpeername_that_only_seems_to_succeed(pair, function):
 
 
 @needs_seccomp
-@needs_pidfd
-def test_no_descriptor_is_left(pair):
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_no_descriptor_is_left(pair, function):
     """A pidfd without word on the connection is closed."""
 
     def child():
+        AllowList(gids={GROUP})  # what it needs from /proc is asked before
         refuse("getpeername", errno.EPERM)
         before = os.listdir("/proc/self/fd")
-        failure = outcome(peercred.open_pidfd, pair[0])
+        failure = outcome(function, pair[0])
         return failure, os.listdir("/proc/self/fd") == before
 
     assert call(child) == ((PermissionError, errno.EPERM), True)

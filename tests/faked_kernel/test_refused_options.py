@@ -12,7 +12,8 @@ import subprocess
 import sys
 
 import pytest
-from peers import SO_PASSPIDFD, SO_PEERGROUPS, SO_PEERPIDFD
+from peers import SO_PASSPIDFD, SO_PEERGROUPS
+from questions import QUESTIONS
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -81,13 +82,10 @@ def refused(preloadable):
 
 
 READS = {
-    "peercred.read(conn)": socket.SO_PEERCRED,
+    **{f"peercred.{question}(conn)": question.number for question in QUESTIONS},
     "everyone.require(conn)": socket.SO_PEERCRED,
     "by_group.require(conn)": socket.SO_PEERCRED,
-    "peercred.read_groups(conn)": SO_PEERGROUPS,
     "other_group.require(conn)": SO_PEERGROUPS,
-    "peercred.read_label(conn)": socket.SO_PEERSEC,
-    "peercred.open_pidfd(conn)": SO_PEERPIDFD,
     "messages.receive(conn, 1)": socket.SO_PASSCRED,
     "messages.send(conn, b'x')": socket.SO_DOMAIN,
 }

@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from peers import SO_PEERGROUPS, SO_PEERPIDFD, needs_pidfd
+from peers import SO_PEERGROUPS, SO_PEERPIDFD
+from questions import QUESTIONS
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -118,10 +119,7 @@ def test_label(run, length):
     assert run(f"answer(peercred.read_label, {int(socket.SO_PEERSEC)}, b'label', {length})") == REFUSED
 
 
-@pytest.mark.parametrize(
-    "function",
-    ["read", "read_groups", pytest.param("open_pidfd", marks=needs_pidfd), "AllowList(uids={os.geteuid()}).require"],
-)
+@pytest.mark.parametrize("function", [*map(str, QUESTIONS), "AllowList(uids={os.geteuid()}).require"])
 def test_address_of_the_peer(run, function):
     """If the kernel writes no address family, it has not answered."""
     answer = run(f"answer(peercred.{function}, -1, b'', 0)", FAKE_SILENCE="1")

@@ -14,6 +14,7 @@ import typing
 from pathlib import Path
 
 import pytest
+from questions import QUESTIONS
 
 import peercred
 from peercred import messages
@@ -200,3 +201,9 @@ print(*sorted(set(sys.modules) - before - {"peercred"}))
     # A debug build of CPython loads encodings.ascii with any compiled module.
     assert foreign <= {"__future__", "_cffi_backend", "errno", "encodings.ascii"}
     assert not {name for name in result.stdout.split() if "message" in name}
+
+
+def test_every_question_is_in_the_table():
+    """support/questions.py, which the tests read, has all public functions."""
+    functions = {name for name in peercred.__all__ if inspect.isfunction(getattr(peercred, name))}
+    assert functions == {question.name for question in QUESTIONS}

@@ -14,6 +14,7 @@ import socket
 import pytest
 from leaks import CALLS, assert_no_leak, closed, connection, tcp
 from peers import LIBC, Child, become, connect, needs_cpython, overflow_ids, own
+from questions import QUESTIONS
 
 import peercred
 from peercred import AllowList, Cred, messages
@@ -88,11 +89,8 @@ CONNECTIONS = {
     "a fileno() that is no int": lambda stack: WithFileno("5"),
 }
 
-QUESTIONS = {
-    "read": peercred.read,
-    "read_groups": peercred.read_groups,
-    "read_label": peercred.read_label,
-    "open_pidfd": lambda conn: os.close(peercred.open_pidfd(conn)),
+CALLED = {
+    **{question.name: question.ask for question in QUESTIONS},
     "require(users)": AllowList(uids=range(2**31)).require,
     "require(groups)": AllowList(gids=range(2**31)).require,
     "require(nobody)": AllowList().require,
@@ -100,12 +98,12 @@ QUESTIONS = {
 
 
 @needs_cpython("for its reference counts")
-@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("question", CALLED)
 @pytest.mark.parametrize("conn", CONNECTIONS)
 def test_questions(question, conn, effort):
     """The functions that ask about a connection leave nothing behind."""
     with contextlib.ExitStack() as stack:
-        assert_no_leak(QUESTIONS[question], [CONNECTIONS[conn](stack)], CALLS * effort)
+        assert_no_leak(CALLED[question], [CONNECTIONS[conn](stack)], CALLS * effort)
 
 
 VALUES = {

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("hypothesis")
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from peers import overflow_ids, own_effective
+from questions import QUESTIONS, myself
 
 import peercred
 from peercred import messages
@@ -89,7 +90,7 @@ class World:
         if deed == "ask again" and self.depth == 0:
             self.depth = 1
             try:
-                for function in (peercred.read, peercred.read_groups, peercred.AllowList(gids=EVERYONE).require):
+                for function in (*(question.ask for question in QUESTIONS), peercred.AllowList(gids=EVERYONE).require):
                     for conn in (itself, sock):
                         with contextlib.suppress(Exception):
                             function(conn)
@@ -161,29 +162,20 @@ def attempt(world, function, *args, **kwargs):
         raise
 
 
-def own_cred():
-    return peercred.Cred(os.getpid(), os.geteuid(), os.getegid())
-
-
 @given(anything())
 def test_any_object_as_a_connection(make):
     """Each function names this process, the only peer in reach, or raises."""
-    for function, right in (
-        (peercred.read, lambda answer: answer == own_cred()),
-        (peercred.read_groups, lambda answer: answer == tuple(os.getgroups())),
-        (peercred.read_label, lambda answer: type(answer) is bytes and answer),
-        (peercred.AllowList(uids=EVERYONE).require, lambda answer: answer == own_cred()),
-        (peercred.AllowList(gids=EVERYONE).require, lambda answer: answer == own_cred()),
-        (peercred.AllowList().require, lambda answer: False),
-    ):
+    for question in QUESTIONS:
         with world() as here:
-            for answer in attempt(here, function, make(here)):
-                assert right(answer), answer
+            for answer in attempt(here, question.function, make(here)):
+                assert question.describes(answer, myself()), answer
+                question.drop(answer)
+    for allowed in (peercred.AllowList(uids=EVERYONE), peercred.AllowList(gids=EVERYONE)):
+        with world() as here:
+            for answer in attempt(here, allowed.require, make(here)):
+                assert answer == own_effective()
     with world() as here:
-        for pidfd in attempt(here, peercred.open_pidfd, make(here)):
-            assert type(pidfd) is int
-            assert not os.get_inheritable(pidfd)
-            os.close(pidfd)
+        assert attempt(here, peercred.AllowList().require, make(here)) == []
 
 
 @given(anything(), anything(), anything())
@@ -205,7 +197,7 @@ def test_any_object_as_an_id(make, make_another, make_a_third):
                 assert type(ids) in (frozenset, range)
                 assert type(ids) is range or all(type(each) is int and 0 <= each < 2**32 - 1 for each in ids)
             for answer in [
-                *attempt(here, allowed.permits, own_cred(), things[2]),
+                *attempt(here, allowed.permits, own_effective(), things[2]),
                 *attempt(here, allowed.permits, things[1], [things[2]]),
             ]:
                 assert type(answer) is bool
@@ -229,7 +221,7 @@ def test_any_object_to_receive_with(make, make_another, make_a_third):
                 with message:
                     assert type(message) is messages.Message
                     assert b"data".startswith(message.data)
-                    assert message.cred in (own_cred(), None)
+                    assert message.cred in (own_effective(), None)
                     assert len(message.fds) <= 3 or name == "max_fds"
                     assert all(type(fd) is int and not os.get_inheritable(fd) for fd in message.fds)
             attempt(here, messages.enable, make(here), creds=make_another(here), pidfd=make_a_third(here))
@@ -266,7 +258,7 @@ def test_permits_what_the_readme_says(uids, gids, uid, gid, groups):
 
     An overflow id never counts.
     """
-    overflow_uid, overflow_gid = (int(Path(f"/proc/sys/kernel/overflow{kind}").read_text()) for kind in ("uid", "gid"))
+    overflow_uid, overflow_gid = overflow_ids()
     for ids, overflow in ((uids, overflow_uid), (gids, overflow_gid)):
         assume(type(ids) is range or overflow not in ids)  # cannot be listed
     listed = uid in uids and uid != overflow_uid

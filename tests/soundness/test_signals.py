@@ -29,6 +29,7 @@ from peers import (
     own,
     own_effective,
 )
+from questions import QUESTIONS, myself
 
 import peercred
 from peercred import messages
@@ -125,17 +126,6 @@ def detaching_fds(receiver, sender):
         os.close(fd)
 
 
-def opening(function):
-    """Open a descriptor: it is the caller's, if there is one."""
-
-    def case(receiver, sender):
-        fd = yield partial(function, receiver)
-        if fd is not None:
-            os.close(fd)
-
-    return case
-
-
 def opening_proc_of_a_sender(receiver, sender):
     """Open the directory of a message's sender, and keep its pidfd."""
     message = received(receiver, sender)
@@ -180,15 +170,27 @@ def failing_to_open_a_pidfd(receiver, sender):
     assert answer in (None, (peercred.NoPeerError, errno.ENOTCONN))
 
 
-def reading_label(receiver, sender):
-    """Read a label: the answer is what it would be undisturbed."""
-    expected = outcome(peercred.read_label, receiver)
-    answer = yield partial(outcome, peercred.read_label, receiver)
-    assert answer in (None, expected)
+def asking(question):
+    """Ask who the receiver's peer is: the answer is right, if there is one.
+
+    A descriptor is the caller's then.
+    """
+
+    def case(receiver, sender):
+        if question.supported:
+            answer = yield partial(question.function, receiver)
+            if answer is not None:
+                assert question.describes(answer, myself())
+                question.drop(answer)
+        else:
+            answer = yield partial(outcome, question.function, receiver)
+            assert answer in (None, (peercred.UnsupportedError, errno.ENOPROTOOPT))
+
+    return case
 
 
-def asking(function, expected):
-    """Ask for an answer about the receiver: it is right, if there is one."""
+def deciding(function, expected):
+    """Decide about the receiver's peer: rightly, if at all."""
 
     def case(receiver, sender):
         answer = yield partial(outcome, function, receiver)
@@ -219,20 +221,16 @@ CASES = {
     "with": leaving_a_with_block,
     "detach_pidfd": detaching_pidfd,
     "detach_fds": detaching_fds,
-    "open_pidfd": opening(peercred.open_pidfd),
-    "open_proc": opening(peercred.open_proc),
     "open_proc of a sender": opening_proc_of_a_sender,
     "open_pidfd, and refuse": failing_to_open_a_pidfd,
-    "read": asking(peercred.read, own_effective()),
-    "read_groups": asking(peercred.read_groups, tuple(os.getgroups())),
-    "read_label": reading_label,
+    **{question.name: asking(question) for question in QUESTIONS},
     "enable": enabling,
     "send": sending,
     "AllowList": making_a_list,
-    "AllowList.require, by uid": asking(BY_UID.require, own_effective()),
-    "AllowList.require, by group": asking(BY_GROUP.require, own_effective()),
-    "AllowList.require, and refuse": asking(NOBODY.require, REFUSED),
-    "AllowList.permits": asking(lambda conn: NOBODY.permits(own(), groups=[0, 2**32 - 2]), True),
+    "AllowList.require, by uid": deciding(BY_UID.require, own_effective()),
+    "AllowList.require, by group": deciding(BY_GROUP.require, own_effective()),
+    "AllowList.require, and refuse": deciding(NOBODY.require, REFUSED),
+    "AllowList.permits": deciding(lambda conn: NOBODY.permits(own(), groups=[0, 2**32 - 2]), True),
 }
 
 
@@ -332,7 +330,8 @@ def test_open_descriptor_is_found():
         os.close(fd)
 
 
-STORMS = ("receive some, and strays", "close", "detach_fds", "open_pidfd", "open_proc")
+STORMS = ("receive some, and strays", "close", "detach_fds")
+STORMS += tuple(question.name for question in QUESTIONS if question.opens)
 
 
 @pytest.mark.parametrize("name", STORMS)

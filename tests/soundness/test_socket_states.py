@@ -14,7 +14,7 @@ import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from socket import AF_INET, AF_NETLINK, AF_UNIX, SOCK_DGRAM, SOCK_RAW, SOCK_SEQPACKET, SOCK_STREAM
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import pytest
 
@@ -32,7 +32,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from peers import LIBC, Child, become, fdinfo, kernel_has_pidfd, outcome
+from peers import LIBC, Child, become, fdinfo, outcome
+from questions import FUNCTIONS, QUESTIONS, Peer, myself
 
 import peercred
 
@@ -56,32 +57,19 @@ NOT_CONNECTED = (peercred.NoPeerError, errno.ENOTCONN)
 NOT_UNIX = (peercred.NoPeerError, errno.EAFNOSUPPORT)
 
 
-class Process(NamedTuple):
-    """What the kernel records of a process, for those that connect to it."""
-
-    pid: int
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-
-
-def myself() -> Process:
-    return Process(os.getpid(), os.geteuid(), os.getegid(), tuple(os.getgroups()))
-
-
 @dataclass(eq=False)
 class State:
     """A socket in the model, however many descriptors it has."""
 
     family: int
     kind: int
-    peer: Process | None = None
-    listener: Process | None = None  # who called listen(2) last
+    peer: Peer | None = None
+    listener: Peer | None = None  # who called listen(2) last
     other: State | None = None  # of a datagram pair
     bound: bool = False
     queue: list[State] = field(default_factory=list)  # connections that wait for accept(2)
 
-    def answer(self) -> Process | tuple[type[OSError], int]:
+    def answer(self) -> Peer | tuple[type[OSError], int]:
         if self.family != AF_UNIX:
             return NOT_UNIX
         if self.peer is None or (self.other is not None and self.other.bound):
@@ -104,7 +92,6 @@ class Sockets(RuleBasedStateMachine):
     sockets = Bundle("sockets")
     main_kind: ClassVar[tuple[int, int]]
     met: ClassVar[Counter[str]] = Counter()  # how often which answer was due
-    can_pidfd = kernel_has_pidfd()
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +136,7 @@ class Sockets(RuleBasedStateMachine):
         self.children.append(child)
         return child.result()
 
-    def acting(self, actor, function, *args) -> tuple[Process, bool]:
+    def acting(self, actor, function, *args) -> tuple[Peer, bool]:
         """Who did it, and whether it succeeded."""
         if actor is None:
             who, result = myself(), outcome(function, *args)
@@ -260,7 +247,7 @@ class Sockets(RuleBasedStateMachine):
     def close(self, sock):
         sock.close()
         del self.states[sock]
-        for function in (peercred.read, peercred.read_groups, peercred.open_pidfd, self.by_gid.require):
+        for function in (*FUNCTIONS, self.by_gid.require):
             assert outcome(function, sock) == (OSError, errno.EBADF)
 
     @rule(target=sockets, sock=sockets)
@@ -303,7 +290,7 @@ class Sockets(RuleBasedStateMachine):
         _, answers = self.forked(ids, lambda: [outcome(peercred.read, sock) for sock in self.states])
         for sock, answer in zip(self.states, answers, strict=True):
             expected = self.states[sock].answer()
-            assert answer == (peercred.Cred(*expected[:3]) if isinstance(expected, Process) else expected)
+            assert answer == (expected.cred if isinstance(expected, Peer) else expected)
 
     @invariant()
     def everyone_is_who_the_model_says(self):
@@ -311,7 +298,7 @@ class Sockets(RuleBasedStateMachine):
             state.bound = state.family == AF_UNIX and bool(sock.getsockname())
         for sock, state in self.states.items():
             expected = state.answer()
-            if isinstance(expected, Process):
+            if isinstance(expected, Peer):
                 self.check_peer(sock, expected)
             else:
                 self.check_refused(sock, expected)
@@ -320,34 +307,29 @@ class Sockets(RuleBasedStateMachine):
         if struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)) != NOBODY:
             listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
             self.met["a listener" if listens else "a pair that is one no more"] += 1
-        for function in (
-            peercred.read,
-            peercred.read_groups,
-            peercred.read_label,
-            peercred.open_pidfd,
-            self.by_uid.require,
-            self.by_gid.require,
-            self.empty.require,
-        ):
+        for function in (*FUNCTIONS, self.by_uid.require, self.by_gid.require, self.empty.require):
             assert outcome(function, sock) == expected
 
     def check_peer(self, sock, expected):
-        cred = peercred.Cred(*expected[:3])
+        cred = expected.cred
         self.met["a peer" if cred.pid == os.getpid() else "a peer elsewhere"] += 1
-        assert peercred.read(sock) == cred
-        assert peercred.read_groups(sock) == expected.groups
         assert self.by_uid.require(sock) == self.by_gid.require(sock) == cred
         assert outcome(self.empty.require, sock) == (peercred.NotAllowedError, errno.EACCES)
-        pidfd = outcome(peercred.open_pidfd, sock)
-        if isinstance(pidfd, int):
-            number = fdinfo(pidfd)
-            os.close(pidfd)
-            assert number == (-1 if cred.pid in self.reaped else cred.pid)
-        elif self.can_pidfd:
-            assert cred.pid in self.reaped
-            assert pidfd == (ProcessLookupError, errno.ESRCH)
+        for question in QUESTIONS:
+            if question.opens and question.supported and cred.pid in self.reaped:
+                self.check_gone(question, sock)
+            else:
+                question.assert_about(sock, expected)
+
+    def check_gone(self, question, sock):
+        """No process is opened. A pidfd, if there is one, says that too."""
+        answer = outcome(question.function, sock)
+        if question.name == "open_pidfd" and isinstance(answer, int):
+            pid = fdinfo(answer)
+            os.close(answer)
+            assert pid == -1
         else:
-            assert pidfd == (peercred.UnsupportedError, errno.ENOPROTOOPT)
+            assert answer == (ProcessLookupError, errno.ESRCH)
 
 
 TRAPS = {

@@ -13,29 +13,30 @@ import re
 import socket
 import threading
 from collections import Counter
-from itertools import cycle
+from functools import partial
+from itertools import cycle, product
 from typing import NamedTuple
 
 import pytest
 from crowd import THREADS, attempts, crowd_fixture, swap_fixture  # noqa: F401
-from peers import fdinfo, kernel_has_pidfd, needs_root
+from peers import needs_root
+from questions import QUESTIONS, Peer
 
 import peercred
 from peercred import AllowList, Cred
 
-PIDFD = kernel_has_pidfd()
+SUPPORTED = [question for question in QUESTIONS if question.supported]
 
 # How many groups each peer has. The library asks for up to 64 at first, and
 # again if there are more.
 GROUPS = (0, 1, 3, 65, 300)
 
 
-class Peer(NamedTuple):
-    """A connection to a process, and what /proc says of the process."""
+class Connected(NamedTuple):
+    """A connection, and who it is connected to."""
 
     conn: socket.socket
-    cred: Cred
-    groups: tuple[int, ...]
+    peer: Peer
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def peers(peer_as):
             child, conn = stack.enter_context(peer_as(uid=3000 + number, gid=4000 + number, groups=groups))
             cred = Cred(child.pid, child.status("Uid")[1], child.status("Gid")[1])
             assert child.status("Groups") == [*groups]
-            peers.append(Peer(conn, cred, groups))
+            peers.append(Connected(conn, Peer(cred, groups)))
         yield peers
 
 
@@ -58,11 +59,10 @@ class Oracle:
     It counts the answers.
     """
 
-    def __init__(self, peers):
-        self.creds, self.groups = {peer.cred for peer in peers}, {peer.groups for peer in peers}
-        self.pids = {peer.cred.pid for peer in peers}
-        members = peers[1::2]
-        self.members = {peer.cred for peer in members}
+    def __init__(self, connected):
+        self.peers = [each.peer for each in connected]
+        members = self.peers[1::2]
+        self.creds, self.members = {peer.cred for peer in self.peers}, {peer.cred for peer in members}
         self.by_uid = AllowList(uids={peer.cred.uid for peer in members})
         # The last group of each member: mixed groups would show there.
         self.by_group = AllowList(gids={peer.groups[-1] for peer in members})
@@ -75,7 +75,7 @@ class Oracle:
             self.heard[key] += 1
 
     def ask(self, conn):
-        for question in (self.read, self.read_groups, self.require, self.open_pidfd):
+        for question in (*(partial(self.answer, question) for question in SUPPORTED), self.require):
             try:
                 question(conn)
             except OSError as error:
@@ -83,15 +83,12 @@ class Oracle:
                     raise
                 self.count(error.errno)
 
-    def read(self, conn):
-        cred = peercred.read(conn)
-        assert cred in self.creds
-        self.count(cred.uid)
-
-    def read_groups(self, conn):
-        groups = peercred.read_groups(conn)
-        assert groups in self.groups
-        self.count(groups[:1])
+    def answer(self, question, conn):
+        with question.answered(conn) as answer:
+            described = [peer for peer in self.peers if question.describes(answer, peer)]
+        assert described, "an answer about nobody, or about two"
+        for peer in described:
+            self.count((question, peer.cred))
 
     def require(self, conn):
         for allowed in (self.by_uid, self.by_group):
@@ -106,39 +103,26 @@ class Oracle:
                 assert cred in self.members, "admitted by another peer's ids"
                 self.count("admitted")
 
-    def open_pidfd(self, conn):
-        if not PIDFD:
-            return
-        pidfd = peercred.open_pidfd(conn)
-        try:
-            pid = fdinfo(pidfd)
-        finally:
-            os.close(pidfd)
-        assert pid in self.pids
-
     def heard_all(self):
         """Whether there were answers of every peer and kind."""
-        wanted = {cred.uid for cred in self.creds} | {groups[:1] for groups in self.groups} | {"refused", "admitted"}
-        return self.heard.keys() >= wanted
+        return self.heard.keys() >= {*product(SUPPORTED, self.creds), "refused", "admitted"}
 
 
 @needs_root
 def test_connections_that_do_not_change(peers, crowd, effort):
     """Each of 32 threads gets the answers for its own connection."""
 
-    def ask(peer):
-        allowed, stranger = AllowList(uids={peer.cred.uid}), AllowList(uids={peer.cred.uid + 1}, gids={0})
+    def ask(conn, peer):
+        cred = peer.cred
+        allowed, stranger = AllowList(uids={cred.uid}), AllowList(uids={cred.uid + 1}, gids={0})
         for _ in range(100 * effort):
-            assert peercred.read(peer.conn) == peer.cred == allowed.require(peer.conn.fileno())
-            assert peercred.read_groups(peer.conn) == peer.groups
-            with pytest.raises(PermissionError, match=f"uid {peer.cred.uid}, gid {peer.cred.gid}"):
-                stranger.require(peer.conn)
-            if PIDFD:
-                pidfd = peercred.open_pidfd(peer.conn)
-                assert fdinfo(pidfd) == peer.cred.pid
-                os.close(pidfd)
+            for question in QUESTIONS:
+                question.assert_about(conn, peer)
+            assert allowed.require(conn.fileno()) == cred
+            with pytest.raises(PermissionError, match=f"uid {cred.uid}, gid {cred.gid}"):
+                stranger.require(conn)
 
-    crowd([lambda done, peer=peer: ask(peer) for peer, _ in zip(cycle(peers), range(THREADS), strict=False)])
+    crowd([lambda done, each=each: ask(*each) for each, _ in zip(cycle(peers), range(THREADS), strict=False)])
 
 
 @needs_root
@@ -171,7 +155,7 @@ def test_allow_list_while_the_descriptor_changes(peers, swap, server, crowd, eff
     """
     member, stranger, many = peers[2], peers[1], peers[4]
     number = os.dup(member.conn.fileno())
-    allowed = AllowList(gids={*member.groups[-1:], os.getegid(), *os.getgroups()})
+    allowed = AllowList(gids={*member.peer.groups[-1:], os.getegid(), *os.getgroups()})
     heard, lock = Counter(), threading.Lock()
 
     def ask(done):
@@ -179,17 +163,17 @@ def test_allow_list_while_the_descriptor_changes(peers, swap, server, crowd, eff
             try:
                 cred = allowed.require(number)
             except PermissionError as refusal:
-                assert str(member.cred.uid) not in str(refusal)
+                assert str(member.peer.cred.uid) not in str(refusal)
                 answer = "refused"
             except peercred.NoPeerError:
                 answer = "no peer"
             else:
-                assert cred == member.cred
+                assert cred == member.peer.cred
                 answer = "admitted"
             with lock:
                 heard[answer] += 1
 
-    listener = Peer(server, None, ())
+    listener = Connected(server, None)
     order = [member, stranger, listener, many, listener]
     try:
         crowd([ask] * THREADS, [lambda done: swap(number, order, done)])

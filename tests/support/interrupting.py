@@ -23,6 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeAlias
 
+from questions import QUESTIONS
+
 import peercred
 from peercred import messages
 
@@ -38,8 +40,7 @@ BETWEEN_TRIES = {"PUSH_EXC_INFO", "POP_EXCEPT"}
 HANDS_OVER = {
     function.__code__
     for function in (
-        peercred.open_pidfd,
-        peercred.open_proc,
+        *(question.function for question in QUESTIONS if question.opens),
         messages.Message.detach_pidfd,
         messages.Message.detach_fds,
         messages.Message.open_proc,

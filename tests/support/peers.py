@@ -28,7 +28,6 @@ from typing import Any
 
 import pytest
 
-import peercred
 from peercred import Cred
 
 # What a test may take, in seconds. conftest.py ends it then, with a traceback.
@@ -46,16 +45,22 @@ OPTION_NUMBERS = {
     "parisc": (0xFFFF, 0x4010, 0x4011, 0x401D, 0x401E, 0x4034, 0x404A, 0x404B, 0x4051),
     "sparc": (0xFFFF, 2, 0x40, 30, 31, 61, 85, 86, 0x5C),
 }
-# This machine's, of those that the standard library does not name. They are the
-# common ones on all architectures but two.
-SO_PEERGROUPS, SO_PASSPIDFD, SO_PEERPIDFD, SO_PASSRIGHTS = OPTION_NUMBERS[
-    next((name for name in ("parisc", "sparc") if os.uname().machine.startswith(name)), "most")
-][5:]
+# This machine's, but only of those that the standard library does not name:
+# they are the common ones on all architectures but two.
+ARCHITECTURE = next((name for name in ("parisc", "sparc") if os.uname().machine.startswith(name)), "most")
+UNNAMED = dict(zip(OPTIONS, OPTION_NUMBERS[ARCHITECTURE], strict=True))
+
+
+def option_number(name: str) -> int:
+    """The number of a socket option on this machine."""
+    return getattr(socket, name, None) or UNNAMED[name]
+
+
+SO_PEERGROUPS, SO_PASSPIDFD, SO_PEERPIDFD, SO_PASSRIGHTS = map(
+    option_number, ("SO_PEERGROUPS", "SO_PASSPIDFD", "SO_PEERPIDFD", "SO_PASSRIGHTS")
+)
 SCM_SECURITY, SCM_PIDFD = 3, 4
 SO_TIMESTAMP = 29  # not on parisc
-
-# The functions that ask for one answer each.
-SISTERS = [peercred.read, peercred.read_groups, peercred.read_label, peercred.open_pidfd, peercred.open_proc]
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make processes of other users")
 needs_pidfd_open = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs os.pidfd_open, which PyPy lacks")
@@ -253,22 +258,6 @@ def attach(sock: socket.socket, data: bytes, number: int, file: str = os.devnull
         socket.send_fds(sock, [data], [opened.fileno()] * number)
 
 
-def assert_refused(sock: socket.socket, number: int, words: str) -> None:
-    """Each of the SISTERS raises a NoPeerError with this errno.
-
-    Their messages have these words, and are the same.
-    """
-    said = set()
-    for function in SISTERS:
-        for conn in (sock, sock.fileno()):
-            with pytest.raises(peercred.NoPeerError, match=words) as caught:
-                function(conn)
-            assert isinstance(caught.value, OSError)
-            assert caught.value.errno == number
-            said.add(str(caught.value))
-    assert len(said) == 1
-
-
 def run_python(program: str, *arguments: str, env: dict[str, str] | None = None) -> str:
     """What a Python program of its own prints, with more in its environment."""
     command = [sys.executable, "-c", program, *arguments]
@@ -426,16 +415,19 @@ def stranger_with(pid: int) -> Child:
     return stranger
 
 
-def kernel_has_pidfd() -> bool:
-    """Whether there is SO_PEERPIDFD."""
+def kernel_has(option: int) -> bool:
+    """Whether a connected socket has this option."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        try:
-            value = ours.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
-        except OSError:
-            return False
+        value = outcome(ours.getsockopt, socket.SOL_SOCKET, option, 1024)  # Python allows no more
+    if option == SO_PEERPIDFD and isinstance(value, bytes):
         os.close(int.from_bytes(value, sys.byteorder))
-        return True
+    return isinstance(value, bytes)
+
+
+def kernel_has_pidfd() -> bool:
+    """Whether there is SO_PEERPIDFD."""
+    return kernel_has(SO_PEERPIDFD)
 
 
 needs_pidfd = pytest.mark.skipif(not kernel_has_pidfd(), reason="needs Linux 6.5, for SO_PEERPIDFD")
