@@ -7,6 +7,7 @@ import pydoc
 import re
 
 import pytest
+from questions import QUESTIONS
 
 import peercred
 from peercred import messages
@@ -63,3 +64,9 @@ PROPERTIES = {
 def test_first_line_of_a_property_has_no_colon(name):
     """Sphinx takes what comes before the colon for the property's type."""
     assert ":" not in PROPERTIES[name].__doc__.splitlines()[0]
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=str)
+def test_says_what_the_kernel_needs(question):
+    """help() names the version of Linux that has the option."""
+    assert f"Linux {question.since} and later." in question.function.__doc__

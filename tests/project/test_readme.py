@@ -31,6 +31,7 @@ from peers import (
     outcome,
     stranger_with,
 )
+from questions import QUESTIONS
 from readme import README, blocks, example, section
 
 import peercred
@@ -341,3 +342,11 @@ def test_messages(place):
         assert os.read(output, 1000).decode() == f"uid 1001, pid {sender.pid}: b'from 1001'"
         server.kill()
     os.close(output)
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=str)
+def test_table_of_questions(question):
+    """The first table has each function, with its option and its Linux."""
+    since = "any" if question.name == "read" else question.since
+    row = rf"^\| `peercred\.{question}\(conn\)` \| .* \| `{question.option}` \| {re.escape(since)} \|$"
+    assert len(re.findall(row, README, re.MULTILINE)) == 1

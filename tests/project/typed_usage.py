@@ -26,8 +26,8 @@ def of_a_transport(transport: asyncio.Transport) -> tuple[int, int]:
     return cred.uid, cred.gid
 
 
-def everything(conn: socket.socket) -> tuple[tuple[int, ...], bytes, int]:
-    return peercred.read_groups(conn), peercred.read_label(conn), peercred.open_pidfd(conn)
+def everything(conn: socket.socket) -> tuple[tuple[int, ...], bytes, int, int]:
+    return peercred.read_groups(conn), peercred.read_label(conn), peercred.open_pidfd(conn), peercred.open_proc(conn)
 
 
 def of_each_message(sock: socket.socket) -> tuple[bytes, int | None]:
