@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,7 +25,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # what the tests share
 
-from peers import DEADLINE, Child, become, connect, open_descriptors
+from crowd import crowd, swap  # noqa: F401, fixtures
+from peers import DEADLINE, Child, become, connect, open_descriptors, run_python
 
 from peercred import messages
 
@@ -257,11 +259,12 @@ def datagrams() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture(scope="session")
 def preloadable(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Compiles what LD_PRELOAD puts below the package.
+    """Compiles what LD_PRELOAD puts below the package, each source once.
 
     With it, libc answers what no kernel here does.
     """
 
+    @cache
     def compile_library(source: str) -> Path:
         compiler = shutil.which(os.environ.get("CC", "cc"))
         if compiler is None:
@@ -273,3 +276,14 @@ def preloadable(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         return library
 
     return compile_library
+
+
+@pytest.fixture
+def preloaded(preloadable: Callable[[str], Path]) -> Callable[..., str]:
+    """What a Python program prints above such a library."""
+
+    def preloaded(source: str, program: str, *arguments: str, **env: object) -> str:
+        added = {name: str(value) for name, value in env.items()}
+        return run_python(program, *arguments, env={"LD_PRELOAD": str(preloadable(source)), **added})
+
+    return preloaded

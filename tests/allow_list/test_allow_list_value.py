@@ -8,8 +8,7 @@ import copy
 import pickle
 
 import pytest
-from faked import shim_fixture  # noqa: F401
-from peers import run_python
+from faked import SHIM
 from raw import creds
 
 from peercred import AllowList
@@ -61,17 +60,12 @@ except ValueError as error: print(error)
 
 
 @pytest.mark.parametrize("number", range(len(COPIES)))
-def test_copies_are_checked_anew(shim, number):
+def test_copies_are_checked_anew(preloaded, number):
     """A copy that lists what is an overflow id by now cannot be made.
 
     Root can change these ids. (Here, a preloaded library does.)
     """
-    env = {
-        "LD_PRELOAD": str(shim),
-        "WHICH": str(number),
-        "USER_SEVEN": creds(0, 65533, 7).hex(),
-        "USER_THOUSAND": creds(0, 1000, 7).hex(),
-    }
-    said = run_python(PROGRAM, env=env).splitlines()
+    users = {"USER_SEVEN": creds(0, 65533, 7).hex(), "USER_THOUSAND": creds(0, 1000, 7).hex()}
+    said = preloaded(SHIM, PROGRAM, WHICH=number, **users).splitlines()
     assert said[0] == "True False"
     assert said[1].startswith("1000 is the overflow user id")

@@ -7,14 +7,14 @@ import grp
 import itertools
 import pwd
 import re
-from pathlib import Path
 from unittest.mock import MagicMock, Mock
 
 import pytest
+from peers import overflow_ids
 
 from peercred import AllowList, Cred
 
-OVERFLOW = {name: int(Path(f"/proc/sys/kernel/overflow{name}").read_text()) for name in ("uid", "gid")}
+OVERFLOW = dict(zip(("uid", "gid"), overflow_ids(), strict=True))
 
 
 @pytest.mark.parametrize("name", ["uids", "gids"])

@@ -10,7 +10,7 @@ import errno
 import re
 
 import pytest
-from peers import SO_PEERGROUPS, needs_root, run_python
+from peers import SO_PEERGROUPS, needs_root
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -64,30 +64,21 @@ print(os.path.samestat(os.fstat(number), os.fstat(second.fileno())))
 """
 
 
-@pytest.fixture(scope="module")
-def shim(preloadable):
-    return preloadable(SHIM)
-
-
 @needs_root
 @pytest.mark.parametrize(
     ("first", "second"),
     [("member", "stranger"), ("member", "server"), ("stranger", "member"), ("stranger", "server")],
 )
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_socket_that_changes_during_the_call(shim, first, second, moment):
+def test_socket_that_changes_during_the_call(preloaded, first, second, moment):
     """The member is let in and the stranger is not, whoever is there by then.
 
     Their own ids and groups decide.
     """
-    env = {
-        "LD_PRELOAD": str(shim),
-        "ORDER": f"{first}, {second}",
-        "SO_PEERGROUPS": str(SO_PEERGROUPS),
-    }
+    env = {"ORDER": f"{first}, {second}", "SO_PEERGROUPS": SO_PEERGROUPS}
     if moment == "after":
-        env["AFTER"] = "1"
-    answer, swapped = run_python(PROGRAM, env=env).splitlines()
+        env["AFTER"] = 1
+    answer, swapped = preloaded(SHIM, PROGRAM, **env).splitlines()
     assert swapped == "True"
     if first == "member":
         assert re.fullmatch(r"Cred\(pid=\d+, uid=1001, gid=1001\)", answer)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import socket
-import subprocess
-import sys
 
 import pytest
 from peers import SO_PEERGROUPS, needs_cpython
@@ -83,16 +80,10 @@ except OSError as error:
 """
 
 
-@pytest.fixture(scope="module")
-def run(preloadable):
+@pytest.fixture
+def run(preloaded):
     """The lines that the program prints, and what the library below it says."""
-    shim = preloadable(SHIM)
-
-    def run(**env):
-        env = {**os.environ, "LD_PRELOAD": str(shim), "SO_PEERGROUPS": str(SO_PEERGROUPS), **env}
-        return subprocess.check_output([sys.executable, "-c", PROGRAM], env=env, text=True, timeout=60).splitlines()
-
-    return run
+    return lambda **env: preloaded(SHIM, PROGRAM, SO_PEERGROUPS=SO_PEERGROUPS, **env).splitlines()
 
 
 @needs_cpython("PyPy has released its lock by itself")

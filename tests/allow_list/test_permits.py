@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from peers import overflow_ids
 
 from peercred import AllowList, Cred
 
-OVERFLOW = {name: int(Path(f"/proc/sys/kernel/overflow{name}").read_text()) for name in ("uid", "gid")}
+OVERFLOW = dict(zip(("uid", "gid"), overflow_ids(), strict=True))
 
 
 PERMITTED = [

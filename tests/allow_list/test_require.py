@@ -9,10 +9,20 @@ import pwd
 import sys
 import threading
 from collections import Counter
-from pathlib import Path
 
 import pytest
-from peers import CLONE_NEWUSER, become, call, connect, fill_table, needs_namespaces, needs_root, outcome, unshare
+from peers import (
+    CLONE_NEWUSER,
+    become,
+    call,
+    connect,
+    fill_table,
+    needs_namespaces,
+    needs_root,
+    outcome,
+    overflow_ids,
+    unshare,
+)
 
 import peercred
 from peercred import AllowList, Cred
@@ -20,7 +30,7 @@ from peercred import AllowList, Cred
 REFUSED = (peercred.NotAllowedError, errno.EACCES)
 
 
-OVERFLOW = {name: int(Path(f"/proc/sys/kernel/overflow{name}").read_text()) for name in ("uid", "gid")}
+OVERFLOW = dict(zip(("uid", "gid"), overflow_ids(), strict=True))
 
 
 @pytest.fixture

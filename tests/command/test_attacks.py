@@ -31,9 +31,7 @@ from command import (
     call_with_names,
     can_connect,
     default_signals,
-    door_fixture,  # noqa: F401
     full_pipe,
-    in_process_fixture,  # noqa: F401
     listening,
     proc_file,
     started,

@@ -26,10 +26,8 @@ from command import (
     KEYS,
     as_argument,
     call_with_names,
-    error_of_fixture,  # noqa: F401
     full_pipe,
     group_name,
-    in_process_fixture,  # noqa: F401
     leave_dead_socket,
     output_of,
     proc_file,

@@ -17,9 +17,6 @@ from command import (
     ENVIRONMENT,
     KEYS,
     can_connect,
-    door_fixture,  # noqa: F401
-    error_of_fixture,  # noqa: F401
-    in_process_fixture,  # noqa: F401
     listening,
     proc_file,
     shown_group,

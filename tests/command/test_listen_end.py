@@ -14,11 +14,8 @@ import pytest
 from command import (
     ENDING,
     can_connect,
-    door_fixture,  # noqa: F401
     ended_by,
-    error_of_fixture,  # noqa: F401
     full_pipe,
-    in_process_fixture,  # noqa: F401
     listening,
     started,
     terminate,

@@ -9,9 +9,6 @@ import stat
 import pytest
 from command import (
     ENVIRONMENT,
-    door_fixture,  # noqa: F401
-    error_of_fixture,  # noqa: F401
-    in_process_fixture,  # noqa: F401
     leave_dead_socket,
     listening,
     proc_file,

@@ -19,10 +19,8 @@ from command import (
     ENDING,
     ENVIRONMENT,
     as_argument,
-    door_fixture,  # noqa: F401
     ended_by,
     full_pipe,
-    in_process_fixture,  # noqa: F401
     listening,
     proc_file,
     run,

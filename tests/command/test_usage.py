@@ -8,7 +8,6 @@ import sys
 from importlib.metadata import entry_points, version
 
 import pytest
-from command import in_process_fixture  # noqa: F401
 
 from peercred.__main__ import main
 

@@ -12,32 +12,11 @@ import socket
 from unittest.mock import MagicMock
 
 import pytest
+from peers import Holder, Transport
 from questions import FUNCTIONS
 from readme import section
 
 import peercred
-
-
-class Holder:
-    """An object with a fileno() that returns, or raises, what it is given."""
-
-    def __init__(self, answer):
-        self.answer = answer
-
-    def fileno(self):
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
-
-
-class Transport:
-    """An object with nothing but asyncio's get_extra_info()."""
-
-    def __init__(self, socket):
-        self.socket = socket
-
-    def get_extra_info(self, name, default=None):
-        return self.socket if name == "socket" else default
 
 
 def test_whatever_leads_to_a_descriptor(pair):

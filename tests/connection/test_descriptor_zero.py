@@ -6,7 +6,8 @@ import os
 import socket
 
 import pytest
-from peers import call, fdinfo, needs_pidfd
+from peers import call, fdinfo, is_open, needs_pidfd
+from questions import OPENING, myself
 
 import peercred
 from peercred import messages
@@ -15,10 +16,6 @@ from peercred import messages
 def without_standard_input(function):
     """What it returns in a process whose descriptor 0 is free."""
     return call(lambda: os.close(0) or function())
-
-
-def is_open(fd):
-    return os.path.exists(f"/proc/self/fd/{fd}")
 
 
 def test_socket():
@@ -44,23 +41,27 @@ def test_require_beside_a_free_descriptor(pair):
 
 
 @needs_pidfd
-def test_open_pidfd(pair):
-    """A pidfd may have the number 0."""
+@pytest.mark.parametrize("question", OPENING, ids=str)
+def test_pidfd(pair, question):
+    """A pidfd may have the number 0, also one that open_proc() closes."""
+    peer = myself()
 
     def opened():
-        pidfd = peercred.open_pidfd(pair[0])
-        return pidfd, fdinfo(pidfd)
+        answer = question.function(pair[0])
+        return is_open(0), answer == 0, question.describes(answer, peer)
 
-    assert without_standard_input(opened) == (0, os.getpid())
+    is_pidfd = question.name == "open_pidfd"
+    assert without_standard_input(opened) == (is_pidfd, is_pidfd, True)
 
 
 @needs_pidfd
-def test_open_pidfd_of_a_listening_socket(server):
+@pytest.mark.parametrize("question", OPENING, ids=str)
+def test_pidfd_of_a_listening_socket(server, question):
     """A pidfd with the number 0 is closed if there is no peer."""
 
     def refused():
         with pytest.raises(peercred.NoPeerError):
-            peercred.open_pidfd(server)
+            question.function(server)
         return is_open(0)
 
     assert without_standard_input(refused) is False

@@ -8,17 +8,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from contextlib import ExitStack
 from socket import AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM
 
 import pytest
-from peers import LIBC, connect, raw
+from peers import NOBODY, connect, disconnect, raw
 from questions import assert_refused
 
 import peercred
-
-NOBODY = (0, 2**32 - 1, 2**32 - 1)
 
 
 def unconnected(stack, kind):
@@ -112,9 +109,7 @@ def connected_elsewhere(stack, sock, other):
 
 
 def disconnected(stack, sock, other):
-    """connect(2) to AF_UNSPEC, which the standard library has no name for."""
-    address = struct.pack("H", 0)
-    assert LIBC.connect(sock.fileno(), address, len(address)) == 0
+    disconnect(sock)
 
 
 def other_end_gone(stack, sock, other):

@@ -29,7 +29,6 @@ from peers import (
     needs_namespaces,
     needs_pidfd,
     needs_root,
-    open_descriptors,
     outcome,
     stranger_with,
     unshare,
@@ -72,17 +71,6 @@ def test_is_the_process_that_connected(peer):
     assert os.readlink("exe", dir_fd=proc) == os.readlink(f"/proc/{child.pid}/exe")
     assert os.path.samestat(os.stat("exe", dir_fd=proc), os.stat(sys.executable))
     assert "status" in os.listdir(proc)
-
-
-def test_is_close_on_exec_and_new_each_time(peer):
-    """Every call makes one new descriptor, which is close-on-exec."""
-    _, conn, proc = peer
-    before = open_descriptors().keys()
-    other = peercred.open_proc(conn)
-    assert open_descriptors().keys() - before == {str(other)}
-    assert not os.get_inheritable(other)
-    os.close(other)
-    assert other != proc
 
 
 def test_follows_the_process_through_exec(server):

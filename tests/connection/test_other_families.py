@@ -8,13 +8,12 @@ from collections import Counter
 from socket import AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_UNIX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM
 
 import pytest
-from peers import needs_ipv6, needs_root, raw, sockets_of_every_family
+from peers import NOBODY, needs_ipv6, needs_root, raw, sockets_of_every_family
 from questions import assert_refused
 
 import peercred
 from peercred import messages
 
-NOBODY = (0, 2**32 - 1, 2**32 - 1)
 # Those that people meet have a name in the error.
 NAMED = {AF_INET: "AF_INET", AF_INET6: "AF_INET6", AF_NETLINK: "AF_NETLINK", AF_PACKET: "AF_PACKET"}
 NAMED |= {31: "AF_BLUETOOTH", 40: "AF_VSOCK"}

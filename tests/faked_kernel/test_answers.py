@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 import pytest
-from peers import SO_PEERGROUPS, SO_PEERPIDFD
+from peers import SO_PEERGROUPS, SO_PEERPIDFD, run_python
 from questions import QUESTIONS
 
 SHIM = r"""
@@ -65,18 +65,17 @@ int getpeername(int fd, struct sockaddr *address, socklen_t *length)
 """
 
 
-@pytest.fixture(scope="session")
-def shim(preloadable):
-    """The library to preload."""
-    return preloadable(SHIM)
-
-
 @pytest.fixture
-def environment(shim):
+def environment(preloadable):
     """The environment of a process for which the option answers so."""
 
     def environment(option, answer=b"", error=None, growth=None, length=None, peername_errno=None):
-        env = {**os.environ, "LD_PRELOAD": str(shim), "FAKE_OPTION": str(int(option)), "FAKE_ANSWER": answer.hex()}
+        env = {
+            **os.environ,
+            "LD_PRELOAD": str(preloadable(SHIM)),
+            "FAKE_OPTION": str(int(option)),
+            "FAKE_ANSWER": answer.hex(),
+        }
         fakes = {"ERRNO": error, "GROWTH": growth, "LENGTH": length, "PEERNAME_ERRNO": peername_errno}
         for name, value in fakes.items():
             if value is not None:
@@ -104,9 +103,7 @@ try:
 except OSError as error:
     print(type(error).__name__, error.errno, error)
 """
-        command = [sys.executable, "-c", program]
-        env = environment(option, *answer, **fake)
-        return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.strip()
+        return run_python(program, env=environment(option, *answer, **fake)).strip()
 
     return ask
 

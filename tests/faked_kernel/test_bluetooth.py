@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 
 import pytest
-from peers import run_python
 from questions import QUESTIONS
 
 SHIM = r"""
@@ -61,10 +60,10 @@ assert os.listdir("/proc/self/fd") == before
 
 @pytest.mark.parametrize("connected", [True, False])
 @pytest.mark.parametrize("listed", ["uids", "gids"])
-def test_bluetooth_socket_is_nobody(preloadable, connected, listed):
+def test_bluetooth_socket_is_nobody(preloaded, connected, listed):
     """Every function refuses a Bluetooth socket, connected or not."""
-    env = {"LD_PRELOAD": str(preloadable(SHIM)), **({"CONNECTED": "1"} if connected else {})}
-    lines = run_python(PROGRAM, listed, *map(str, QUESTIONS), env=env).splitlines()
+    env = {"CONNECTED": 1} if connected else {}
+    lines = preloaded(SHIM, PROGRAM, listed, *map(str, QUESTIONS), **env).splitlines()
     assert len(lines) == len(QUESTIONS) + 1
     for line in lines:
         assert line.startswith(f"NoPeerError {errno.EAFNOSUPPORT} only Unix sockets have peer credentials")

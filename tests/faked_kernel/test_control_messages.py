@@ -7,7 +7,6 @@ import socket
 import struct
 
 import pytest
-from faked import run_fixture, shim_fixture  # noqa: F401
 from peers import SCM_PIDFD, SCM_SECURITY, needs_pidfd
 from raw import creds, part, rights
 

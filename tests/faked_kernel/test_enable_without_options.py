@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 from peers import SO_PASSPIDFD, SO_PASSRIGHTS, needs_pidfd
@@ -60,21 +58,10 @@ NAMES = {"creds": "SO_PASSCRED", "pidfd": "SO_PASSPIDFD", "label": "SO_PASSSEC"}
 THREE = ", ".join(str(option) for option in OPTIONS.values())
 
 
-@pytest.fixture(scope="module")
-def shim(preloadable):
-    return preloadable(SHIM)
-
-
 @pytest.fixture
-def run(shim):
+def run(preloaded):
     """What lines of Python print on such a kernel."""
-
-    def run(*lines, **env):
-        program = "\n".join([PRELUDE, *lines])
-        env = {**os.environ, "LD_PRELOAD": str(shim), **{name: str(option) for name, option in env.items()}}
-        return subprocess.check_output([sys.executable, "-c", program], env=env, text=True, timeout=60).splitlines()
-
-    return run
+    return lambda *lines, **env: preloaded(SHIM, "\n".join([PRELUDE, *lines]), **env).splitlines()
 
 
 @needs_pidfd

@@ -6,7 +6,6 @@ import errno
 import os
 
 import pytest
-from faked import run_fixture, shim_fixture  # noqa: F401
 from peers import SO_PASSPIDFD, needs_pidfd
 
 

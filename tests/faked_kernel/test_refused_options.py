@@ -8,8 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 from peers import SO_PASSPIDFD, SO_PEERGROUPS
@@ -66,17 +64,13 @@ except OSError as error:
 """
 
 
-@pytest.fixture(scope="session")
-def refused(preloadable):
+@pytest.fixture
+def refused(preloaded):
     """What a program prints where getsockopt or setsockopt fails."""
-    library = preloadable(SHIM)
 
     def refused(expression, number=errno.EPERM, **options):
-        fakes = {f"LATER_FAKE_{name.upper()}": str(int(option)) for name, option in options.items()}
-        fakes["LATER_FAKE_ERRNO"] = str(number)
-        command = [sys.executable, "-c", PROGRAM, expression]
-        env = {**os.environ, "LD_PRELOAD": str(library), **fakes}
-        return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+        fakes = {f"LATER_FAKE_{name.upper()}": option for name, option in options.items()}
+        return preloaded(SHIM, PROGRAM, expression, LATER_FAKE_ERRNO=number, **fakes)
 
     return refused
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
-import subprocess
-import sys
 
 import pytest
 from peers import SO_PEERGROUPS, SO_PEERPIDFD
@@ -62,22 +59,10 @@ def answer(function, option, written, length):
 """
 
 
-@pytest.fixture(scope="module")
-def shim(preloadable):
-    return preloadable(SHIM)
-
-
 @pytest.fixture
-def run(shim):
+def run(preloaded):
     """The value of an expression with answer(), on such a kernel."""
-
-    def run(expression, **env):
-        program = f"{PRELUDE}\nprint({expression})"
-        command = [sys.executable, "-c", program]
-        env = {**os.environ, "LD_PRELOAD": str(shim), **env}
-        return subprocess.check_output(command, env=env, text=True, timeout=60).strip()
-
-    return run
+    return lambda expression, **env: preloaded(SHIM, f"{PRELUDE}\nprint({expression})", **env).strip()
 
 
 REFUSED = "('OSError', 'EPROTO')"

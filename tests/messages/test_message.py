@@ -10,7 +10,7 @@ import pickle
 import socket
 
 import pytest
-from peers import own
+from peers import is_open, own
 
 from peercred import Cred, messages
 
@@ -22,10 +22,6 @@ def message(datagrams):
     socket.send_fds(sender, [b"x"], [0, 0])
     with messages.receive(receiver, 100, max_fds=2) as message:
         yield message
-
-
-def is_open(fd):
-    return os.path.exists(f"/proc/self/fd/{fd}")
 
 
 def test_close(message):

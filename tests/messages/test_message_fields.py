@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import errno
-import os
 import pickle
 import socket
 
 import pytest
-from peers import needs_cpython, needs_pidfd, own
+from peers import is_open, needs_cpython, needs_pidfd, own
 
 from peercred import messages
 
@@ -86,4 +85,4 @@ def test_warning_says_where(pair):
         del message
     [warning] = caught
     assert warning.filename == __file__
-    assert not os.path.exists(f"/proc/self/fd/{fd}")
+    assert not is_open(fd)

@@ -16,9 +16,8 @@ import re
 import socket
 
 import pytest
-from crowd import crowd_fixture  # noqa: F401
 from interrupting import Interrupted, raising_at_call
-from peers import attach, needs_cpython, needs_pidfd, open_descriptors
+from peers import attach, is_open, needs_cpython, needs_pidfd, open_descriptors
 
 import peercred
 from peercred import messages
@@ -31,10 +30,6 @@ def message(pair):
     attach(sender, b"x", 2)
     with messages.receive(receiver, 100, max_fds=2) as message:
         yield message
-
-
-def is_open(fd):
-    return os.path.exists(f"/proc/self/fd/{fd}")
 
 
 COPIES = {

@@ -8,7 +8,7 @@ import resource
 import socket
 
 import pytest
-from peers import become, call, needs_root
+from peers import Holder, become, call, needs_root
 
 from peercred import Cred, messages
 
@@ -42,16 +42,6 @@ def test_no_descriptors(pair):
     with pytest.raises(OSError, match=r"sending as Cred\([^()]*\)$") as caught:
         messages.send(pair[0], b"x", cred=claim)
     assert caught.value.errno in (errno.ESRCH, errno.EPERM)
-
-
-class Holder:
-    """An object with a fileno() that returns what it is given."""
-
-    def __init__(self, answer):
-        self.answer = answer
-
-    def fileno(self):
-        return self.answer
 
 
 class Number(int):

@@ -8,17 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from pathlib import Path
 
 import pytest
 from peers import SO_TIMESTAMP, Child, become, call, connect, needs_root, own
 
 import peercred
 from peercred import Cred, messages
-
-
-def overflow_ids():
-    return tuple(int(Path(f"/proc/sys/kernel/overflow{kind}").read_text()) for kind in ("uid", "gid"))
 
 
 def test_sender_is_named(ends):

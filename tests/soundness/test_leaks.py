@@ -13,27 +13,11 @@ import socket
 
 import pytest
 from leaks import CALLS, assert_no_leak, closed, connection, tcp
-from peers import LIBC, Child, become, connect, needs_cpython, overflow_ids, own
+from peers import LIBC, Child, Holder, Transport, become, connect, needs_cpython, overflow_ids, own
 from questions import QUESTIONS
 
 import peercred
 from peercred import AllowList, Cred, messages
-
-
-class WithFileno:
-    def __init__(self, answer):
-        self.answer = answer
-
-    def fileno(self):
-        return self.answer
-
-
-class WithExtraInfo:
-    def __init__(self, answer):
-        self.answer = answer
-
-    def get_extra_info(self, name, default=None):
-        return self.answer
 
 
 class Closed:
@@ -71,11 +55,11 @@ CONNECTIONS = {
     "a connection": connection,
     "a descriptor": lambda stack: connection(stack).fileno(),
     "a peer in many groups": peer_in_many_groups,
-    "an object with fileno()": lambda stack: WithFileno(connection(stack).fileno()),
-    "a transport": lambda stack: WithExtraInfo(connection(stack)),
+    "an object with fileno()": lambda stack: Holder(connection(stack).fileno()),
+    "a transport": lambda stack: Transport(connection(stack)),
     "a closed socket": closed,
     "a closed wrapper": lambda stack: Closed(),
-    "a closed transport": lambda stack: WithExtraInfo(None),
+    "a closed transport": lambda stack: Transport(None),
     "a listening socket": listener,
     "an unconnected socket": lambda stack: stack.enter_context(socket.socket(socket.AF_UNIX)),
     "a datagram socket": lambda stack: stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)),
@@ -86,7 +70,7 @@ CONNECTIONS = {
     "a str": lambda stack: "socket",
     "None": lambda stack: None,
     "True": lambda stack: True,
-    "a fileno() that is no int": lambda stack: WithFileno("5"),
+    "a fileno() that is no int": lambda stack: Holder("5"),
 }
 
 CALLED = {

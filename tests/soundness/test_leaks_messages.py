@@ -14,11 +14,11 @@ import warnings
 
 import pytest
 from leaks import CALLS, assert_no_leak, closed, connection, tcp, two_ends
-from peers import SO_TIMESTAMP, kernel_has_pidfd, needs_cpython, own
+from peers import SO_PEERPIDFD, SO_TIMESTAMP, kernel_has, needs_cpython, own
 
 from peercred import Cred, messages
 
-PIDFD = kernel_has_pidfd()
+PIDFD = kernel_has(SO_PEERPIDFD)
 
 
 class Plain(socket.socket):

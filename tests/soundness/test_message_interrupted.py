@@ -9,33 +9,24 @@ import socket
 import sys
 
 import pytest
-from peers import needs_cpython, needs_pidfd
+from interrupting import HANDS_OVER, Interrupted, ours, raise_when
+from peers import is_open, needs_cpython, needs_pidfd
 
 from peercred import messages
 
 pytestmark = needs_cpython("it interrupts by sys.setprofile()")
 
 
-HAND_OVER = {messages.Message.detach_fds.__code__, messages.Message.detach_pidfd.__code__}
-
-
-class Interrupted(BaseException):
-    """What the handler raises."""
-
-
 def interrupt(moment):
     """Raise at this event of the package, counted from 0."""
     left = iter(range(moment))
 
-    def profile(frame, event, _):
+    def is_the_moment(frame, event):
         # What is returned has no owner for one step, the return itself.
-        returned = event == "return" and frame.f_code in HAND_OVER
-        ours = frame.f_globals["__name__"].startswith("peercred.")
-        if ours and not returned and next(left, None) is None:
-            sys.setprofile(None)
-            raise Interrupted
+        returned = event == "return" and frame.f_code in HANDS_OVER
+        return ours(frame) and not returned and next(left, None) is None
 
-    sys.setprofile(profile)
+    raise_when(is_the_moment)
 
 
 @pytest.mark.parametrize("detach", ["detach_fds", pytest.param("detach_pidfd", marks=needs_pidfd)])
@@ -58,6 +49,6 @@ def test_detached_and_dropped(datagrams, monkeypatch, detach):
         interrupt(0)
         del message
         sys.setprofile(None)
-        assert not os.path.exists(f"/proc/self/fd/{fd}")
+        assert not is_open(fd)
     assert seen == [*range(moment)]
     assert moment > 1

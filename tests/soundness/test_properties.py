@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("hypothesis")
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from peers import overflow_ids, own_effective
+from peers import open_descriptors, overflow_ids, own_effective
 from questions import QUESTIONS, myself
 
 import peercred
@@ -133,17 +133,13 @@ def anything(draw):
     }[kind]()
 
 
-def descriptors():
-    return set(os.listdir("/proc/self/fd"))
-
-
 @contextlib.contextmanager
 def world():
     """Afterwards, the same descriptors are open as before."""
-    before = descriptors()
+    before = open_descriptors()
     with contextlib.ExitStack() as stack:
         yield World(stack)
-    assert descriptors() == before
+    assert open_descriptors() == before
 
 
 def attempt(world, function, *args, **kwargs):

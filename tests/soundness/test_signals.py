@@ -29,7 +29,7 @@ from peers import (
     own,
     own_effective,
 )
-from questions import QUESTIONS, myself
+from questions import OPENING, QUESTIONS, myself
 
 import peercred
 from peercred import messages
@@ -330,8 +330,7 @@ def test_open_descriptor_is_found():
         os.close(fd)
 
 
-STORMS = ("receive some, and strays", "close", "detach_fds")
-STORMS += tuple(question.name for question in QUESTIONS if question.opens)
+STORMS = ("receive some, and strays", "close", "detach_fds", *map(str, OPENING))
 
 
 @pytest.mark.parametrize("name", STORMS)

@@ -6,11 +6,9 @@ answer.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
-import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from socket import AF_INET, AF_NETLINK, AF_UNIX, SOCK_DGRAM, SOCK_RAW, SOCK_SEQPACKET, SOCK_STREAM
@@ -32,7 +30,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from peers import LIBC, Child, become, fdinfo, outcome
+from peers import NOBODY, Child, become, disconnect, fdinfo, outcome, raw
 from questions import FUNCTIONS, QUESTIONS, Peer, myself
 
 import peercred
@@ -52,7 +50,6 @@ FORKED = st.sampled_from([SAME, *STRANGERS] if os.geteuid() == 0 else [SAME])
 NUMBERS = st.integers(0, 9)
 ACTORS = st.none() | FORKED  # None is this process itself
 
-NOBODY = (0, 2**32 - 1, 2**32 - 1)
 NOT_CONNECTED = (peercred.NoPeerError, errno.ENOTCONN)
 NOT_UNIX = (peercred.NoPeerError, errno.EAFNOSUPPORT)
 
@@ -75,12 +72,6 @@ class State:
         if self.peer is None or (self.other is not None and self.other.bound):
             return NOT_CONNECTED
         return self.peer
-
-
-def disconnect(sock: socket.socket) -> None:
-    """connect(2) to AF_UNSPEC, which the standard library has no name for."""
-    if LIBC.connect(sock.fileno(), struct.pack("Hxxxxxx", socket.AF_UNSPEC), 8) != 0:
-        raise OSError(ctypes.get_errno(), "connect(AF_UNSPEC)")
 
 
 class Sockets(RuleBasedStateMachine):
@@ -304,7 +295,7 @@ class Sockets(RuleBasedStateMachine):
                 self.check_refused(sock, expected)
 
     def check_refused(self, sock, expected):
-        if struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)) != NOBODY:
+        if raw(sock) != NOBODY:
             listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
             self.met["a listener" if listens else "a pair that is one no more"] += 1
         for function in (*FUNCTIONS, self.by_uid.require, self.by_gid.require, self.empty.require):

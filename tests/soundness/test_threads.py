@@ -18,7 +18,7 @@ from itertools import cycle, product
 from typing import NamedTuple
 
 import pytest
-from crowd import THREADS, attempts, crowd_fixture, swap_fixture  # noqa: F401
+from crowd import THREADS, attempts
 from peers import needs_root
 from questions import QUESTIONS, Peer
 

@@ -15,12 +15,12 @@ from collections import Counter
 from typing import NamedTuple
 
 import pytest
-from crowd import THREADS, crowd_fixture, swap_fixture  # noqa: F401
-from peers import Child, attach, become, fdinfo, kernel_has_pidfd, needs_root, own
+from crowd import THREADS
+from peers import SO_PEERPIDFD, Child, attach, become, fdinfo, kernel_has, needs_root, own
 
 from peercred import Cred, messages
 
-PIDFD = kernel_has_pidfd()
+PIDFD = kernel_has(SO_PEERPIDFD)
 
 # The sender's pid, uid and gid, as it reads them of itself, and a number.
 RECORD = struct.Struct("iIIi")

@@ -1,7 +1,8 @@
 """Ways to run the command `peercred`, and to wait for what it does.
 
-`run` and `started` start it as a process. The fixture `in_process` calls it in
-the process of the tests, which is thirty times as fast.
+`run` and `started` start it as a process. The fixture `in_process`, of
+tests/command/conftest.py, calls it in the process of the tests, which is thirty
+times as fast.
 """
 
 from __future__ import annotations
@@ -20,10 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from peers import CLONE_NEWNS, LIBC, MS_PRIVATE, MS_REC, bind_mount, call, connect, connect_soon, unshare
-
-from peercred.__main__ import main
 
 COMMAND = [sys.executable, "-m", "peercred"]
 # The signals that end the command.
@@ -32,48 +30,6 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 KEYS = ["time", "pid", "program", "command", "uid", "user", "gid", "group", "groups", "label", "alive"]
 # With PYTHONUNBUFFERED, output would never wait in a buffer.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-
-
-@pytest.fixture(name="in_process")
-def in_process_fixture(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Any]]:
-    """A function that runs the command in this process.
-
-    The working directory and the signals are restored afterwards.
-    """
-
-    def in_process(*arguments: str) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", ["peercred", *arguments])
-        directory = os.getcwd()
-        try:
-            status = main()
-        except SystemExit as end:
-            status = end.code
-        if os.getcwd() != directory:
-            os.chdir(directory)
-        return subprocess.CompletedProcess(arguments, status, *capfd.readouterr())
-
-    signals = {number: signal.getsignal(number) for number in ENDING}
-    capfd.readouterr()
-    yield in_process
-    for number, handler in signals.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture(name="error_of")
-def error_of_fixture(in_process: Callable[..., Any]) -> Callable[..., str]:
-    """A function that runs the command, which must fail.
-
-    It returns the error message.
-    """
-    return lambda *arguments: error_line(in_process(*arguments))
-
-
-@pytest.fixture(name="door")
-def door_fixture(place: Path) -> Path:
-    """The path where the command listens. Nothing is there yet."""
-    return place / "door"
 
 
 def error_line(result: subprocess.CompletedProcess[str]) -> str:

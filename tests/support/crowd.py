@@ -41,8 +41,8 @@ class Crowd:
             raise self.failures[0]
 
 
-@pytest.fixture(name="crowd")
-def crowd_fixture(effort):
+@pytest.fixture
+def crowd(effort):
     """A function that runs `workers` and `disturbers` in threads.
 
     It returns when the workers have, and raises the first exception of any
@@ -50,18 +50,18 @@ def crowd_fixture(effort):
     """
 
     def run(workers, disturbers=()):
-        crowd = Crowd(DEADLINE * effort)
+        threads = Crowd(DEADLINE * effort)
         for worker in workers:
-            crowd.add(worker)
-        working = crowd.threads[:]
+            threads.add(worker)
+        working = threads.threads[:]
         for disturber in disturbers:
-            crowd.add(disturber)
-        crowd.start.set()
+            threads.add(disturber)
+        threads.start.set()
         try:
-            crowd.join(working)
+            threads.join(working)
         finally:
-            crowd.done.set()
-            crowd.join(crowd.threads)
+            threads.done.set()
+            threads.join(threads.threads)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)  # with a GIL, threads take turns as often as possible
@@ -95,8 +95,8 @@ void swap(const int *from, int count, int to)
 """
 
 
-@pytest.fixture(name="swap", params=["Python", "C"])
-def swap_fixture(request):
+@pytest.fixture(params=["Python", "C"])
+def swap(request):
     """A function that puts one socket after the other behind a descriptor.
 
     In C it does so without the GIL, and so in the middle of calls too.

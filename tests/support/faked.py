@@ -6,12 +6,6 @@ getsockopt().
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
-import pytest
-
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -97,23 +91,3 @@ EXPLAIN = """
 except OSError as error:
     print(type(error).__name__, error.errno, error)
 """
-
-
-@pytest.fixture(scope="session", name="shim")
-def shim_fixture(preloadable):
-    """The library to preload."""
-    return preloadable(SHIM)
-
-
-@pytest.fixture(name="run")
-def run_fixture(shim):
-    """What a program prints that has a `receiver` and a `sender`."""
-
-    def run(*lines, **fake):
-        program = "\n".join([PREPARE, *(f"    {line}" for line in lines), EXPLAIN])
-        env = {**os.environ, "LD_PRELOAD": str(shim), **{f"FAKE_{name}": str(value) for name, value in fake.items()}}
-        return subprocess.run(
-            [sys.executable, "-c", program], env=env, check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    return run

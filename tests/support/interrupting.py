@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeAlias
 
-from questions import QUESTIONS
+from questions import OPENING
 
 import peercred
 from peercred import messages
@@ -40,7 +40,7 @@ BETWEEN_TRIES = {"PUSH_EXC_INFO", "POP_EXCEPT"}
 HANDS_OVER = {
     function.__code__
     for function in (
-        *(question.function for question in QUESTIONS if question.opens),
+        *(question.function for question in OPENING),
         messages.Message.detach_pidfd,
         messages.Message.detach_fds,
         messages.Message.open_proc,
@@ -134,6 +134,17 @@ def prepared(case: Case) -> Generator[tuple[Table, Call], None, None]:
         calls.clear()
         with contextlib.suppress(StopIteration):
             steps.send(results.pop() if results else None)
+
+
+def raise_when(condition: Callable[[FrameType, str], bool]) -> None:
+    """Raise at the first event of sys.setprofile() that is so, and no more."""
+
+    def profile(frame, event, _):
+        if condition(frame, event):
+            sys.setprofile(None)
+            raise Interrupted
+
+    sys.setprofile(profile)
 
 
 @contextlib.contextmanager

@@ -189,6 +189,10 @@ def own_effective() -> Cred:
     return Cred(os.getpid(), os.geteuid(), os.getegid())
 
 
+# What the kernel says of a socket without a peer: pid 0, and ids of -1.
+NOBODY = (0, 2**32 - 1, 2**32 - 1)
+
+
 def raw(sock: socket.socket) -> tuple[int, int, int]:
     """SO_PEERCRED's bytes, as the standard library gets them."""
     return struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -214,6 +218,11 @@ def open_descriptors() -> dict[str, str]:
         with contextlib.suppress(FileNotFoundError):  # the one that lists the directory
             found[name] = os.readlink(f"/proc/self/fd/{name}")
     return found
+
+
+def is_open(fd: int) -> bool:
+    """Whether this process has a descriptor of this number."""
+    return os.path.exists(f"/proc/self/fd/{fd}")
 
 
 def fill_table() -> list[int]:
@@ -250,6 +259,28 @@ def sockets_of_every_family() -> Iterator[socket.socket]:
                 continue
             with sock:
                 yield sock
+
+
+class Holder:
+    """An object with a fileno() that returns, or raises, what it is given."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def fileno(self) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class Transport:
+    """An object with nothing but asyncio's get_extra_info()."""
+
+    def __init__(self, socket: Any) -> None:
+        self.socket = socket
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.socket if name == "socket" else default
 
 
 def attach(sock: socket.socket, data: bytes, number: int, file: str = os.devnull) -> None:
@@ -318,6 +349,12 @@ def connect(address: str | bytes, kind: int = socket.SOCK_STREAM) -> socket.sock
         client.close()
         raise
     return client
+
+
+def disconnect(sock: socket.socket) -> None:
+    """connect(2) to AF_UNSPEC, which the standard library has no name for."""
+    if LIBC.connect(sock.fileno(), struct.pack("H14x", socket.AF_UNSPEC), 16) != 0:
+        raise OSError(ctypes.get_errno(), "connect(AF_UNSPEC)")
 
 
 def connect_soon(path: str, server: Child, kind: int = socket.SOCK_STREAM) -> socket.socket:
@@ -425,12 +462,7 @@ def kernel_has(option: int) -> bool:
     return isinstance(value, bytes)
 
 
-def kernel_has_pidfd() -> bool:
-    """Whether there is SO_PEERPIDFD."""
-    return kernel_has(SO_PEERPIDFD)
-
-
-needs_pidfd = pytest.mark.skipif(not kernel_has_pidfd(), reason="needs Linux 6.5, for SO_PEERPIDFD")
+needs_pidfd = pytest.mark.skipif(not kernel_has(SO_PEERPIDFD), reason="needs Linux 6.5, for SO_PEERPIDFD")
 
 
 def kernel_has_passrights() -> bool:

@@ -108,6 +108,7 @@ QUESTIONS = (
     Question("open_pidfd", "SO_PEERPIDFD", "6.5", is_pidfd, opens=True),
     Question("open_proc", "SO_PEERPIDFD", "6.5", is_proc, opens=True),
 )
+OPENING = [question for question in QUESTIONS if question.opens]
 FUNCTIONS = [question.function for question in QUESTIONS]
 
 

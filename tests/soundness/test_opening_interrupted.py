@@ -1,4 +1,4 @@
-"""open_pidfd() if a signal handler raises: here sys.setprofile() raises."""
+"""Opening a descriptor while signal handlers raise: here sys.setprofile()."""
 
 from __future__ import annotations
 
@@ -9,50 +9,31 @@ import resource
 import sys
 
 import pytest
-from peers import call, needs_cpython, needs_pidfd, outcome
+from interrupting import Interrupted, ours, raise_when
+from peers import call, is_open, needs_cpython, needs_pidfd, outcome
+from questions import OPENING
 
-import peercred
-
-pytestmark = [needs_pidfd, needs_cpython("it interrupts by sys.setprofile()")]
-
-
-class Interrupted(BaseException):
-    """What the handler raises."""
-
-
-def raise_when(condition):
-    """Raise at the first event for which the condition is true."""
-
-    def profile(frame, event, _):
-        if condition(frame, event):
-            sys.setprofile(None)
-            raise Interrupted
-
-    sys.setprofile(profile)
+pytestmark = [
+    needs_pidfd,
+    needs_cpython("it interrupts by sys.setprofile()"),
+    pytest.mark.parametrize("function", [question.function for question in OPENING]),
+]
 
 
-def ours(frame):
-    return frame.f_globals["__name__"].startswith("peercred.")
-
-
-def is_open(fd):
-    return os.path.exists(f"/proc/self/fd/{fd}")
-
-
-def test_number_nought(pair):
+def test_number_nought(pair, function):
     """A pidfd of 0 is closed, because the caller does not have it yet."""
 
     def interrupted():
         os.close(0)
         raise_when(lambda frame, event: event == "return" and is_open(0))
         with pytest.raises(Interrupted):
-            peercred.open_pidfd(pair[0])
+            function(pair[0])
         return is_open(0)
 
     assert call(interrupted) is False
 
 
-def test_no_number(pair):
+def test_no_number(pair, function):
     """If there is no pidfd, nothing else is closed in its place."""
 
     def interrupted():
@@ -63,7 +44,7 @@ def test_no_number(pair):
             moments = iter(range(number))
             raise_when(lambda frame, event: ours(frame) and event == "c_return" and next(moments, None) is None)  # noqa: B023
             try:
-                peercred.open_pidfd(pair[0])
+                function(pair[0])
             except Interrupted:
                 continue
             except OSError as error:
