@@ -37,10 +37,12 @@ def waiting(receiver, receive=lambda sock: messages.receive(sock, 100, socket.MS
     task = Path(f"/proc/self/task/{thread.native_id}")
 
     def sleeps_in_a_call():
-        call, *arguments = (task / "syscall").read_text().split()
+        first = (task / "syscall").read_text()
+        state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+        call, *arguments = first.split()
         # The first argument is the socket, except of socketcall(2), i386's.
         of_the_socket = call == "102" or arguments[:1] == [hex(number)]
-        return of_the_socket and (task / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+        return of_the_socket and state == "S" and (task / "syscall").read_text() == first
 
     while not sleeps_in_a_call():
         time.sleep(0.001)
