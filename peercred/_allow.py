@@ -13,7 +13,7 @@ from ._errors import NotAllowedError
 TYPE_CHECKING = False  # type checkers take it for True
 if TYPE_CHECKING:
     from typing import Any, TypeGuard
-else:  # importing typing is slow
+else:  # importing typing is slow: at run time, TypeGuard[Cred] is bool
     TypeGuard = {Cred: bool}
 
 if TYPE_CHECKING or sys.platform == "linux":
