@@ -7,8 +7,11 @@ received, the kernel says that root has sent it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
+import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -26,6 +29,12 @@ ROOT = AllowList(uids={0})
 
 def send_as_stranger(sender, data=b"evil"):
     call(lambda: become(uid=STRANGER, gid=STRANGER) or sender.send(data))
+
+
+def wait_until_taken(receiver):
+    """Wait until the thread has taken the data: it does so a moment later."""
+    while int.from_bytes(fcntl.ioctl(receiver, termios.FIONREAD, bytes(4)), sys.byteorder):
+        time.sleep(0.001)
 
 
 @contextlib.contextmanager
@@ -57,6 +66,7 @@ def test_option_that_is_turned_on_while_receive_waits(pair):
     receiver, sender = pair
     with waiting(receiver) as received:
         send_as_stranger(sender)
+        wait_until_taken(receiver)
         messages.enable(receiver)
         sender.close()
     [message] = received
@@ -69,6 +79,7 @@ def test_the_kernel_says_root(pair):
     receiver, sender = pair
     with waiting(receiver, lambda sock: sock.recvmsg(100, 100, socket.MSG_WAITALL)) as received:
         send_as_stranger(sender)
+        wait_until_taken(receiver)
         messages.enable(receiver)
         sender.close()
     data, control, *_ = received[0]
@@ -107,6 +118,7 @@ def test_object_that_is_wrong_about_its_type(pair, kind):
     receiver, sender = pair
     with socket.socket(socket.AF_UNIX, kind, fileno=os.dup(receiver.fileno())) as wrong, waiting(wrong) as received:
         send_as_stranger(sender)
+        wait_until_taken(receiver)
         messages.enable(receiver)
         sender.close()
     assert received[0].cred is None
