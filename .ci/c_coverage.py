@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
-SLOW = re.compile("integrations|architectures|build|fuzz|growth|notify")  # fuzz: sanitizers, too, need much memory
+SLOW = re.compile("integrations|architectures|build|fuzz|growth|notify")
 
 
 def tests():
