@@ -25,7 +25,7 @@ class HasExtraInfo(Protocol):
     def get_extra_info(self, name: str, /) -> object: ...
 
 
-# For annotations. isinstance() with it would be False for every object.
+# For annotations. isinstance() with it would be False for every socket.
 Connection: TypeAlias = int | HasFileno | HasExtraInfo
 
 _FD_MAX = 2**31 - 1
@@ -55,11 +55,13 @@ def descriptor(conn: Connection) -> int:
     else:
         holder: Any = conn
         try:
-            fd = holder.fileno()
+            found = holder.fileno()
         except AttributeError as error:
-            fd = _unwrap(holder, error)
-        if type(fd) is not int:
-            raise TypeError(f"fileno() of {type(conn).__name__!r} object returned {fd!r}, not an int: pass a socket")
+            found = _unwrap(holder, error)
+        number = as_int(found)
+        if number is None:
+            raise TypeError(f"fileno() of {type(conn).__name__!r} object returned {found!r}, not an int: pass a socket")
+        fd = number
     if not -1 <= fd <= _FD_MAX:
         raise ValueError(f"no file descriptor has the number {fd}: pass a socket, or its fileno()")
     return fd

@@ -91,8 +91,8 @@ static ssize_t recvmsg_without_gil(int fd, struct msghdr *message, int flags)
    int64_t.) cffi's saved errno would not do: a signal handler may overwrite it
    before Python reads it.
 
-   If another call failed than the one for the option, the result is less by one
-   of these. The kernel has no greater errno than ERRNO_MAX. */
+   If another call failed than the one for the option, one of these is subtracted
+   from the result, to say which. The kernel has no greater errno than ERRNO_MAX. */
 #define ERRNO_MAX 4095
 #define IN_GETPEERNAME (1 * (ERRNO_MAX + 1))
 #define IN_DUPFD (2 * (ERRNO_MAX + 1))
@@ -168,8 +168,8 @@ static int close_one(struct owned *owned, int kind)
     return 0;
 }
 
-/* The destructor. It warns if there is something left to close. (Not on PyPy,
-   which calls it late.) */
+/* The destructor. It warns if there is something left to close, but not on PyPy,
+   which calls it late. */
 static void close_owned(struct owned *owned)
 {
     if (owned->released)
@@ -177,7 +177,7 @@ static void close_owned(struct owned *owned)
 #if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
     int left = owned->count[OWN_PIDFD] + owned->count[OWN_FDS];
 
-    if (left > 0 && PyErr_WarnFormat(PyExc_ResourceWarning, 1, "a peercred Message has %d unclosed descriptors", left) < 0)
+    if (left > 0 && PyErr_WarnFormat(PyExc_ResourceWarning, 1, "peercred closes %d descriptors that nobody has closed", left) < 0)
         PyErr_WriteUnraisable(NULL);
 #endif
     while (close_one(owned, 0))
@@ -204,7 +204,7 @@ static int check_peer(int fd)
     if (address.sun_family != AF_UNIX)
         return -EAFNOSUPPORT;
     if (length <= offsetof(struct sockaddr_un, sun_path))
-        return 0;
+        return 0; /* the peer has no address */
     type = int_option(fd, SO_TYPE);
     if (type < 0)
         return type - IN_SO_TYPE;
@@ -212,8 +212,8 @@ static int check_peer(int fd)
 }
 
 /* The same as ask(), if the socket has a peer. Look for the peer last: a thread
-   can make the socket listen at any moment, unless it is connected. If there is
-   none, say that first: the option's own errno differs, or is "unsupported". */
+   can make the socket listen at any moment, unless it is connected. Without a
+   peer, that is the error, whatever the option said: perhaps "unsupported". */
 static int ask_peer(int fd, int option, void *value, socklen_t size)
 {
     int length = ask(fd, option, value, size), error = check_peer(fd);
@@ -228,12 +228,12 @@ static struct ucred refused(int error)
 }
 
 /* The kernel reports "nobody" as a success, with ids of -1. Its pids are from 0
-   up: if this one is not, nothing has been written. */
-static struct ucred checked(struct ucred cred, int length, int nobody)
+   up: a negative one means that nothing has been written. */
+static struct ucred checked(struct ucred cred, int length, int if_nobody)
 {
     if (length != (int)sizeof cred || cred.pid < 0)
         return refused(length < 0 ? length : -EPROTO);
-    return cred.uid == (uid_t)-1 || cred.gid == (gid_t)-1 ? refused(nobody) : cred;
+    return cred.uid == (uid_t)-1 || cred.gid == (gid_t)-1 ? refused(if_nobody) : cred;
 }
 
 static struct ucred peercred(int fd)
@@ -272,7 +272,8 @@ struct peer {
 /* Credentials and groups of one peer. Another thread may replace the descriptor
    at any moment, so ask a duplicate of our own. It must not become number 2 of
    a process without standard error: what another thread logs would go to the
-   peer. When it is closed, it may be the last descriptor of its socket. */
+   peer. Close it without the GIL: it may be the last descriptor of its socket,
+   and then close(2) can block. */
 static struct peer peercred_and_groups(int fd, gid_t *gids, int count)
 {
     int duplicate = fcntl(fd, F_DUPFD_CLOEXEC, 3), length, error;
@@ -361,9 +362,9 @@ static int open_directory(int pidfd)
     return error;
 }
 
-/* The same for the pidfd of an owner. The directory is the other owner's, or its
-   own. If another thread has closed the pidfd by now, the duplicate may be of
-   anything. */
+/* The same for the pidfd of `holder`. `owned` gets the directory, and may be the
+   same. Look at the count again: if another thread has closed the pidfd, the
+   duplicate may be of anything. */
 static int open_proc(struct owned *holder, struct owned *owned)
 {
     const int *count = &holder->count[OWN_PIDFD];
@@ -476,14 +477,14 @@ struct received {
     int label_length;   /* 0 if there is none */
     int address_length; /* likewise */
     char address[sizeof((struct sockaddr_un *)0)->sun_path];
-    int pidfd;  /* a negative errno if one was refused */
-    int kept;   /* the number of descriptors that were asked for */
-    int strays; /* and of the others */
+    int pidfd_error; /* a negative errno if a pidfd was refused */
+    int kept;        /* how many descriptors the owner has now, without strays */
+    int strays;
 };
 
-/* The payload of SCM_PIDFD or SCM_RIGHTS, up to so many descriptors. The others
-   are strays. They are closed at once if nobody can own them: if there was room
-   because another process turned an option off, or if they are too many. */
+/* Takes descriptors from SCM_PIDFD or SCM_RIGHTS. Up to `most` are kept, the others
+   are strays. A stray is closed here if the owner is full, or if there is none:
+   then it came in room for an option that another process has turned off. */
 static void keep_fds(struct received *received, struct owned *owned, int kind, int most, const char *payload, size_t size)
 {
     int fd;
@@ -491,7 +492,7 @@ static void keep_fds(struct received *received, struct owned *owned, int kind, i
     for (; size >= sizeof fd; payload += sizeof fd, size -= sizeof fd) {
         memcpy(&fd, payload, sizeof fd);
         if (fd < 0) {
-            received->pidfd = fd;
+            received->pidfd_error = fd;
         } else if (owned != NULL && owned->count[kind] < most) {
             own(owned, kind, fd);
             received->kept++;

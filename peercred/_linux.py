@@ -29,7 +29,7 @@ from ._errors import NoPeerError, UnsupportedError
 
 try:
     from ._libc import ffi, lib
-except ModuleNotFoundError as missing:
+except ModuleNotFoundError as missing:  # pragma: no cover  # a test imports a copy
     message = f"{missing}, for this Python. In a clone, run `pip install .` to compile it"
     raise ImportError(message, name=missing.name) from missing
 
@@ -51,23 +51,25 @@ _FAMILIES = {
 }
 
 _FEW_GROUPS = 64  # enough for nearly every process, as GROUPS_MAX is for all
-# Enough for nearly all labels, and for all: AppArmor's can be longer than those
-# that come with messages (LABEL_MAX).
+# Enough for nearly all labels, and for all. (LABEL_MAX is not: AppArmor's can be
+# longer than those that come with messages.)
 _SHORT_LABEL, _LONG_LABEL = 256, 2**20
 
 
 class Owner:
     """Descriptors that C has opened, until they are closed or handed over.
 
-    A signal handler may raise after any call. So C fills a struct that has a
-    destructor already, and what hands descriptors over sets `struct.released`
-    just before it returns: a store is no call. The destructor is a net for
-    what an exception drops. An exception that is kept keeps its frames and so
-    the owner, so close it in an `except`, too.
+    A signal handler may raise after any call. So the struct has its destructor
+    before C fills it. What hands descriptors over sets `struct.released` last,
+    just before it returns: a store is no call, so no handler runs in between.
+    (No helper can do that for several functions: a handler could raise between
+    its return and theirs.) The destructor is a net for what an exception drops.
+    An exception that is kept keeps its frames and so the owner, so close it in
+    an `except`, too.
 
-    There are two references to the struct. Only the guard has the destructor,
-    and the guard is only ever dropped: in a reference cycle, cffi frees the
-    memory behind it, while Python code may still use the struct.
+    `_guard` is a second reference to the struct and has the destructor. Never
+    use it: in a reference cycle its memory may be freed while Python code
+    still uses `struct`.
     """
 
     __slots__ = ("_guard", "struct")
@@ -98,14 +100,14 @@ class Owner:
         }
         raise OSError(-directory, why.get(-directory, f"{os.strerror(-directory)}: /proc of the process"))
 
-    def close(self, kind: int = PIDFD) -> None:
-        """Close all, or only the last kinds.
+    def close(self, first_kind: int = PIDFD) -> None:
+        """Close the descriptors of this kind and all later ones: all, usually.
 
         They are closed one at a time, so that signal handlers run in between.
         Errors of close(2) are ignored: a stranger's file decides about them.
         """
         self.struct.released = False
-        while _close_one(self.struct, kind):
+        while _close_one(self.struct, first_kind):
             pass
 
 
@@ -177,7 +179,7 @@ def open_proc(fd: int, owner: Owner) -> int:
     """SO_PEERPIDFD, and the directory of that process in /proc."""
     open_pidfd(fd, owner)
     directory = owner.open_proc(owner)
-    _close_one(owner.struct, owner.PIDFD)
+    _close_one(owner.struct, owner.PIDFD)  # the directory is of a later kind
     return directory
 
 

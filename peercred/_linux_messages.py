@@ -119,7 +119,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
             _disbelieve(sock, fd, fields)
         if owner:
             if options & _PIDFD and not owned.count[owner.PIDFD]:
-                fields["pidfd_error"] = _no_pidfd(-received.pidfd, received.flags)
+                fields["pidfd_error"] = _no_pidfd(-received.pidfd_error, received.flags)
             if received.strays:
                 owner.close(owner.STRAYS)
             if received.kept:
@@ -181,8 +181,8 @@ def _fileno(sock: socket.socket) -> int:
     except AttributeError:  # eventlet's have none of these methods
         pass
     raise TypeError(
-        f"{type(sock).__name__!r} object is not a plain socket.socket: pass one (of a descriptor, "
-        "socket.socket(fileno=fd)), and wait for it by asyncio's loop.add_reader, trio.lowlevel.wait_readable or "
+        f"{type(sock).__name__!r} object is not a plain socket.socket: pass one. For a descriptor, that is "
+        "socket.socket(fileno=fd). To wait for it, use asyncio's loop.add_reader, trio.lowlevel.wait_readable or "
         "anyio.wait_readable"
     )
 
@@ -203,13 +203,13 @@ def _is_stream(fd: int) -> bool:
 
 
 def _disbelieve(sock: socket.socket, fd: int, fields: dict[str, Any]) -> None:
-    """Take the sender out of a message without a visible pid, unless it is one.
+    """Drop the sender without a visible pid, if the kernel means nobody.
 
-    If in doubt, there is none.
+    If in doubt, it does.
     """
     cred = fields["cred"]
     if cred is None and fields["data"]:
-        return
+        return  # only the end of a stream has neither, and its label must go
     # By now, another thread may have closed the descriptor or replaced it.
     kinds = {int(sock.type), _int_option(fd, lib.SO_TYPE)}
     if kinds not in ({lib.SOCK_DGRAM}, {lib.SOCK_SEQPACKET}):

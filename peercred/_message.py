@@ -19,9 +19,9 @@ class Message:
 
     A copy never owns descriptors. While a message has some, copying or
     pickling it is a TypeError, and what `dataclasses.replace` or `asdict`
-    makes of it has none. After a fork, the child has descriptors of its own:
-    if it closes them by other means, it must not drop the message
-    afterwards.
+    makes of it has none. After a fork, the child's copy of the message owns
+    the child's descriptors. If the child closes them by other means, dropping
+    the message closes whatever has the numbers by then.
 
     Attributes:
         data: The bytes. On a stream socket they end where the sender
@@ -119,8 +119,8 @@ class Message:
         `peercred.open_proc` for what it proves, and for its errors.
 
         Raises:
-            OSError: EBADF: the message has no pidfd, or no longer. What
-                `pidfd_error` says is raised instead.
+            OSError: What `pidfd_error` says, if there is one. Otherwise
+                EBADF: the message has no pidfd, or no longer.
         """
         if self.pidfd_error is not None:
             raise OSError(*self.pidfd_error.args)

@@ -223,9 +223,9 @@ def open_proc(conn: Connection) -> int:
       mount namespace. To recognize a program, compare st_dev and st_ino of
       `stat("exe")` with those of its file.
 
-    If there is no `exe`, refuse: that is so for a zombie, but any peer can
-    also end its main thread and live on without. It is assumed that you
-    trust whoever may mount over /proc.
+    If there is no `exe`, refuse. The peer may be a zombie, but it may also
+    live on: a process whose main thread has ended has no `exe` either. It
+    is assumed that you trust whoever may mount over /proc.
 
     Args:
         conn: As for `read`.

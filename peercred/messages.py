@@ -33,9 +33,9 @@ you trust root.
 To decide about a message, use `AllowList.permits(message.cred)`. It looks
 at the uid and the primary group: a message has no supplementary groups.
 
-On a *stream*, believe `Message.cred` only if no stranger holds the
-receiving end, as one does who has passed it to you. A stranger can turn
-SO_PASSCRED off there. The kernel then merges data of several senders
+On a *stream*, believe `Message.cred` only if no stranger also holds the
+receiving end. Whoever passed you the socket may have kept it, and can turn
+SO_PASSCRED off. The kernel then merges data of several senders
 under the ids of one, and reports other data as sent by pid 0 of root. So
 pid 0 on a stream is nobody, and a sender outside the PID namespace is not
 named there. For such senders, use a datagram or seqpacket socket, or
@@ -155,7 +155,8 @@ def receive(sock: socket.socket, bufsize: int, flags: int = 0, *, max_fds: int =
         `with` statement.
 
     Raises:
-        OSError: As `socket.recvmsg`: BlockingIOError, TimeoutError, EBADF.
+        OSError: As `socket.recvmsg`: BlockingIOError, TimeoutError, EBADF,
+            EINVAL (the stream is not connected).
             EMSGSIZE: the credentials or the label are not complete. A
             sender cannot cause that, but SO_TIMESTAMP on a datagram socket
             does. The message is lost unless MSG_PEEK was used.
@@ -220,7 +221,7 @@ def send(
         unix(7), send(2), credentials(7). Linux 2.2 and later.
     """
     check_cred(cred)
-    attached: list[Any] = []  # which nobody else may hold
+    attached: list[Any] = []  # keeps the objects, and so their descriptors, until they are sent
     return kernel.send(sock, _buffers(data), cred, _descriptors(fds, attached), index(flags), address)
 
 

@@ -73,7 +73,7 @@ def test_dropped(datagrams):
     socket.send_fds(sender, [b"x"], [0, 0])
     kept = [messages.receive(receiver, 100, max_fds=2)]
     fds = kept[0].fds
-    with pytest.warns(ResourceWarning, match="a peercred Message has 2 unclosed descriptors"):
+    with pytest.warns(ResourceWarning, match="peercred closes 2 descriptors that nobody has closed"):
         drop(kept)
     assert not any(map(is_open, fds))
 

@@ -81,7 +81,7 @@ def test_warning_says_where(pair):
     socket.send_fds(sender, [b"x"], [0])
     message = messages.receive(receiver, 10, max_fds=1)
     [fd] = message.fds
-    with pytest.warns(ResourceWarning, match="unclosed descriptors") as caught:
+    with pytest.warns(ResourceWarning, match="that nobody has closed") as caught:
         del message
     [warning] = caught
     assert warning.filename == __file__

@@ -44,10 +44,11 @@ def test_waiting_keeps_no_thread_waiting(datagrams):
     assert got[0].cred == own()
 
 
-def test_signal_handlers_run(datagrams):
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_signal_handlers_run(datagrams, timeout):
     """Signal handlers run while receive() waits."""
     receiver, sender = datagrams
-    receiver.settimeout(60)
+    receiver.settimeout(timeout)
     with interrupted_by(lambda *_: sender.send(b"x"), 0.01):
         assert messages.receive(receiver, 100).data == b"x"
 

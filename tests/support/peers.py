@@ -225,6 +225,26 @@ def is_open(fd: int) -> bool:
     return os.path.exists(f"/proc/self/fd/{fd}")
 
 
+@contextlib.contextmanager
+def free_descriptors(number: int) -> Iterator[None]:
+    """Only so many descriptors can be opened meanwhile."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0) for _ in range(number)]
+    limit = max(*map(int, open_descriptors()), *taken) + 1
+    while (fd := os.dup(0)) < limit:
+        taken.insert(0, fd)
+    os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    for fd in taken[len(taken) - number :]:
+        os.close(fd)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for fd in taken[: len(taken) - number]:
+            os.close(fd)
+
+
 def fill_table() -> list[int]:
     """Take every descriptor up to a limit of 64: those that were taken."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
