@@ -39,7 +39,7 @@ from command import (
     wait_until,
     wait_until_asleep,
 )
-from peers import LIBC, Child, become, call, connect, needs_namespaces, needs_pidfd, needs_root
+from peers import LIBC, Child, become, call, connect, needs_cpython, needs_namespaces, needs_pidfd, needs_root
 
 from peercred.__main__ import main
 
@@ -159,6 +159,7 @@ def claim_arguments(size):
     return memory
 
 
+@needs_cpython("PyPy takes as much memory by itself")
 @needs_root
 @needs_pidfd
 @pytest.mark.skipif(sys.maxsize < 2**32, reason="needs 64 bits, for the layout of struct prctl_mm_map")
@@ -243,6 +244,7 @@ sys.exit(status)
 """
 
 
+@needs_cpython("PyPy may lack a descriptor to say what is wrong")
 @pytest.mark.parametrize("spare", range(8))
 def test_limit_on_descriptors(spare):
     """With too few descriptors left, the command works, or says so."""

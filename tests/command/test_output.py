@@ -28,7 +28,7 @@ from command import (
     wait_until,
     wait_until_asleep,
 )
-from peers import Child, call, needs_pidfd
+from peers import Child, call, needs_cpython, needs_pidfd
 
 MODES = ["", "--help", "--version", "PATH", "--json PATH"]
 
@@ -215,6 +215,7 @@ def koi8_r(tmp_path_factory):
 
 
 @needs_pidfd
+@needs_cpython("PyPy does not start in this locale")
 def test_koi8_r(koi8_r):
     """A program's name cannot write CSI where the locale is KOI8-R."""
     answer, error = outputs_about(CSI["koi8-r"], [], koi8_r)
