@@ -51,8 +51,8 @@ _FAMILIES = {
 }
 
 _FEW_GROUPS = 64  # enough for nearly every process, as GROUPS_MAX is for all
-# Enough for nearly all labels, and for all. (LABEL_MAX is not: AppArmor's can be
-# longer than those that come with messages.)
+# Enough for nearly all labels, and for all. LABEL_MAX is not: AppArmor's labels
+# of sockets can be longer than those of messages.
 _SHORT_LABEL, _LONG_LABEL = 256, 2**20
 
 
