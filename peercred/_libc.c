@@ -363,19 +363,15 @@ static int open_directory(int pidfd)
 }
 
 /* The same for the pidfd of `holder`. `owned` gets the directory, and may be the
-   same. Look at the count again: if another thread has closed the pidfd, the
+   same. Look at the count afterwards: if another thread has closed the pidfd, the
    duplicate may be of anything. */
 static int open_proc(struct owned *holder, struct owned *owned)
 {
-    const int *count = &holder->count[OWN_PIDFD];
-    int pidfd, directory;
+    int directory, pidfd = fcntl(holder->fds[OWN_PIDFD][0], F_DUPFD_CLOEXEC, 3);
 
-    if (__atomic_load_n(count, __ATOMIC_ACQUIRE) == 0)
-        return -EBADF;
-    pidfd = fcntl(holder->fds[OWN_PIDFD][0], F_DUPFD_CLOEXEC, 3);
     if (pidfd < 0)
         return -errno;
-    directory = __atomic_load_n(count, __ATOMIC_ACQUIRE) == 0 ? -EBADF : open_directory(pidfd);
+    directory = __atomic_load_n(&holder->count[OWN_PIDFD], __ATOMIC_ACQUIRE) > 0 ? open_directory(pidfd) : -EBADF;
     close(pidfd);
     if (directory >= 0)
         own(owned, OWN_FDS, directory);
