@@ -21,7 +21,12 @@ from peers import Child, become, call, needs_root
 
 from peercred import AllowList, messages
 
-pytestmark = needs_root
+pytestmark = [
+    needs_root,
+    # Strangers are forked while a thread waits. CPython 3.15 lets this warning be
+    # an error.
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+]
 
 STRANGER = 1001
 ROOT = AllowList(uids={0})
