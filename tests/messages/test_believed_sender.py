@@ -23,8 +23,8 @@ from peercred import AllowList, messages
 
 pytestmark = [
     needs_root,
-    # Strangers are forked while a thread waits. CPython 3.15 lets this warning be
-    # an error.
+    # Strangers are forked while a thread waits. On CPython 3.15, the filter makes
+    # an error of this warning.
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
 ]
 

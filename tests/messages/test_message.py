@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import gc
 import os
 import pickle
 import socket
+import sys
 
 import pytest
 from peers import is_open, own
@@ -73,7 +75,8 @@ def test_dropped(datagrams):
     socket.send_fds(sender, [b"x"], [0, 0])
     kept = [messages.receive(receiver, 100, max_fds=2)]
     fds = kept[0].fds
-    with pytest.warns(ResourceWarning, match="peercred closes 2 descriptors that nobody has closed"):
+    warns = pytest.warns(ResourceWarning, match="peercred closes 2 descriptors that nobody has closed")
+    with warns if sys.implementation.name == "cpython" else contextlib.nullcontext():  # PyPy drops it late
         drop(kept)
     assert not any(map(is_open, fds))
 
