@@ -23,8 +23,7 @@ from peercred import AllowList, messages
 
 pytestmark = [
     needs_root,
-    # Strangers are forked while a thread waits. On CPython 3.15, the filter makes
-    # an error of this warning.
+    # Strangers are forked while a thread waits. Python warns of that.
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
 ]
 
