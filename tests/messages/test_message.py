@@ -10,9 +10,10 @@ import os
 import pickle
 import socket
 import sys
+import warnings
 
 import pytest
-from peers import is_open, own
+from peers import is_open, needs_cpython, own
 
 from peercred import Cred, messages
 
@@ -78,6 +79,21 @@ def test_dropped(datagrams):
     warns = pytest.warns(ResourceWarning, match="peercred closes 2 descriptors that nobody has closed")
     with warns if sys.implementation.name == "cpython" else contextlib.nullcontext():  # PyPy drops it late
         drop(kept)
+    assert not any(map(is_open, fds))
+
+
+@needs_cpython("which warns of it")
+def test_dropped_where_warnings_are_errors(datagrams, monkeypatch):
+    """Where the warning is an error, Python reports it, and all is closed."""
+    receiver, sender = datagrams
+    socket.send_fds(sender, [b"x"], [0, 0])
+    kept, seen = [messages.receive(receiver, 100, max_fds=2)], []
+    fds = kept[0].fds
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable.exc_type))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drop(kept)
+    assert seen == [ResourceWarning]
     assert not any(map(is_open, fds))
 
 
