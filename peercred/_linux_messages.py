@@ -102,7 +102,12 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
                 break
             if length == -EAGAIN and not flags & _DONTWAIT:
                 # The standard library waits, as this socket does, or raises.
-                socket.socket.recvmsg(sock, 0, 0, _PEEK | _DONTWAIT)
+                try:
+                    socket.socket.recvmsg(sock, 0, 0, _PEEK | _DONTWAIT)
+                except BlockingIOError:
+                    # PyPy's does not wait again if another thread was faster.
+                    if not socket.socket.gettimeout(sock):
+                        raise
             elif length == -EMSGSIZE:
                 raise OSError(EMSGSIZE, _NO_ROOM)
             elif length != -EINTR:

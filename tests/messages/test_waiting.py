@@ -121,6 +121,25 @@ def test_several_that_wait_for_one_message(patient):
     assert sorted(each.data[:1] for (each,) in outcomes) == [b"0", b"1", b"2", b"3", b"4"]
 
 
+def test_waiting_that_fails(datagrams, monkeypatch):
+    """If another thread takes the message, a socket with a timeout waits again.
+
+    PyPy's recvmsg() raises BlockingIOError then. CPython's cannot be made to.
+    """
+    receiver, sender = datagrams
+    receiver.settimeout(DEADLINE)
+    calls = []
+
+    def gone(*_):
+        calls.append(1)
+        sender.send(b"x")
+        raise BlockingIOError
+
+    monkeypatch.setattr(socket.socket, "recvmsg", gone)
+    assert messages.receive(receiver, 100).data == b"x"
+    assert calls == [1]
+
+
 def test_closed_while_it_waits(ends):
     """If the socket is closed while Python waits for it, that is an error.
 
