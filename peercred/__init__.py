@@ -16,9 +16,8 @@ does not prove.
 To learn who sent a *message*, import `peercred.messages`.
 
 Every failure is an exception, never a default value. If the kernel
-refuses, the exception is an OSError, so `except OSError` means "refuse".
-On platforms other than Linux you can import the package, but every call
-raises UnsupportedError.
+refuses, it is an OSError, so `except OSError` means "refuse". On platforms
+other than Linux, every call raises UnsupportedError.
 """
 
 from ._allow import AllowList

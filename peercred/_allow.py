@@ -4,9 +4,8 @@
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from operator import index
 
-from ._cred import ID_MAX, Cred, as_int, check_cred
+from ._cred import Cred, check_cred, checked
 from ._descriptor import Connection, descriptor
 from ._errors import NotAllowedError
 
@@ -34,37 +33,37 @@ class AllowList:
         allowed = peercred.AllowList(uids={0, "alice"}, gids={"docker"})
         cred = allowed.require(conn)  # a Cred, or an OSError: refuse
 
-    Make it once, when the server starts, so that a bad list fails there
-    and not at the first client. Only what you list is admitted: an empty
-    list refuses everyone, and root is no exception.
-
-    Names are looked up when the list is made (getpwnam(3), getgrnam(3)),
-    never later. The attributes `uids` and `gids` hold numbers: the `range`
-    you gave, or otherwise a frozenset.
+    Make it once, when the server starts, so that a bad list fails there.
+    Names are looked up at that moment (getpwnam(3), getgrnam(3)) and never
+    later. Only what you list is admitted: an empty list refuses everyone,
+    and root is no exception.
 
     The numbers count in the user namespace where the list is made. If the
     process enters another one, make the list there. A copied or unpickled
     list is checked again, like a new one.
 
     The overflow ids (usually 65534) never match, not even in a range, and
-    you cannot list them. Every user without a mapping in the reader's user
+    you cannot list them: every user without a mapping in the reader's user
     namespace reads as that number. If the server itself had no mapping,
     `uids={os.geteuid()}` would let them all in.
 
     Args:
-        uids: The effective user ids to let in, as ints or user names: any
-            iterable.
-        gids: The group ids to let in, as ints or group names: any
-            iterable. A peer matches by its primary group and by each of
-            its supplementary groups.
+        uids: The effective user ids to let in: an iterable of ints and user
+            names.
+        gids: The group ids to let in: an iterable of ints and group names.
+            A peer matches by its primary group and by each of its
+            supplementary groups.
+
+    Attributes:
+        uids, gids: The numbers: the `range` you gave, or a frozenset.
 
     Raises:
         TypeError: Not an iterable of ints and names.
         ValueError: An unknown name, a number in quotes, an overflow id, or
             a number that is not from 0 to 4294967294.
         UnsupportedError: ENOTSUP: this is not Linux.
-        OSError: EMFILE, ENFILE: the table of descriptors is full. The
-            kernel is asked for the overflow ids, which takes two.
+        OSError: EMFILE, ENFILE: the table of descriptors is full.
+            Asking the kernel for the overflow ids takes two.
 
     References:
         user_namespaces(7), proc_sys_kernel(5).
@@ -82,35 +81,30 @@ class AllowList:
 
     def __init__(self, uids: "Ids" = (), gids: "Ids" = ()) -> None:
         overflow_uid, overflow_gid = kernel.overflow_ids()
-        set_ = object.__setattr__
-        set_(self, "uids", _ids("user", uids, overflow_uid))
-        set_(self, "gids", _ids("group", gids, overflow_gid))
-        set_(self, "_overflow_uid", overflow_uid)
-        set_(self, "_overflow_gid", overflow_gid)
+        put = object.__setattr__
+        put(self, "uids", _ids("user", uids, overflow_uid))
+        put(self, "gids", _ids("group", gids, overflow_gid))
+        put(self, "_overflow_uid", overflow_uid)
+        put(self, "_overflow_gid", overflow_gid)
 
     def require(self, conn: "Connection") -> Cred:
         """Return the peer of a connection if it is on the list, or raise.
 
         This asks what `read` asks and, if the list has `gids`, also what
-        `read_groups` asks. Both answers are about the same connection, even
-        if another thread replaces the descriptor meanwhile. See `read` for
-        what the answer proves.
+        `read_groups` asks. Both answers are about one connection, even if
+        another thread replaces the descriptor meanwhile: for a list with
+        `gids`, a duplicate is asked. (If another thread closes the original
+        meanwhile, closing the duplicate can block as close(2) can.)
 
         Args:
             conn: As for `read`.
 
-        Returns:
-            The peer's `Cred`.
-
         Raises:
-            NotAllowedError: EACCES: the peer is not on the list. Its `cred`
-                says who it is, and so does the message.
+            NotAllowedError: EACCES: the peer is not on the list.
             OSError, TypeError, ValueError: As for `read`, and as for
                 `read_groups` if only a group could let the peer in.
-            OSError: EMFILE, ENFILE: the table of descriptors is full. For
-                a list with `gids`, the descriptor is duplicated for a
-                moment. (If another thread closes the original meanwhile,
-                closing the duplicate can block as close(2) can.)
+            OSError: EMFILE, ENFILE: the table of descriptors is full, so
+                there can be no duplicate.
         """
         if self.gids:
             cred, groups, groups_error = kernel.read_with_groups(descriptor(conn))
@@ -127,22 +121,23 @@ class AllowList:
         for the `cred` of a message, and in tests of your own server.
 
         Args:
-            cred: The process. None is never on the list: that is the `cred`
-                of a message whose sender the kernel does not vouch for.
+            cred: The process. None (a message without a known sender) is
+                never on the list.
             groups: Its supplementary groups. A message has none.
 
         Returns:
             True if `cred.uid` is in `uids`, or if `cred.gid` or one of
-            `groups` is in `gids`. An overflow id never matches. To a type
-            checker, True also says that `cred` is not None.
+            `groups` is in `gids`. To a type checker, True also says that
+            `cred` is not None.
 
         Raises:
             TypeError: `cred` is neither a `Cred` nor None, or `groups` is
                 not an iterable of ints.
+            ValueError: No group can have this number.
         """
         check_cred(cred)
         _check_iterable("groups", groups, "ints")
-        return cred is not None and self._permits(cred, map(index, groups))
+        return cred is not None and self._permits(cred, (checked("a group id", gid) for gid in groups))
 
     def _permits(self, cred: Cred, groups: Gids) -> bool:
         if cred.uid in self.uids and cred.uid != self._overflow_uid:
@@ -166,17 +161,15 @@ def _ids(kind: str, ids: Ids, overflow: int) -> frozenset[int] | range:
     _check_iterable(f"{kind[0]}ids", ids, "ints and names")
     if type(ids) is range:
         for number in (ids[0], ids[-1]) if ids else ():
-            _check_bounds(kind, number)
+            checked(f"a {kind} id", number)
         return ids
     # Each as it comes: an iterable that never ends may begin with a bad one.
     return frozenset(_id(kind, id_, overflow) for id_ in ids)
 
 
 def _id(kind: str, id_: object, overflow: int) -> int:
-    number = _look_up(kind, id_) if issubclass(type(id_), str) else as_int(id_)
-    if number is None:
-        raise TypeError(f"a {kind} must be an int or a name, not {id_!r}")
-    _check_bounds(kind, number)
+    value = _look_up(kind, id_) if issubclass(type(id_), str) else id_
+    number = checked(f"a {kind} id", value, kind="an int or a name")
     if number == overflow:
         raise ValueError(
             f"{overflow} is the overflow {kind} id, shared by every {kind} without a mapping here, so it cannot be "
@@ -197,11 +190,6 @@ def _look_up(kind: str, name: "Any") -> int:
         return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid  # type: ignore[attr-defined, no-any-return, unused-ignore]
     except (KeyError, ValueError):
         raise ValueError(f"there is no {kind} named {name!r}") from None
-
-
-def _check_bounds(kind: str, number: int) -> None:
-    if not 0 <= number <= ID_MAX:
-        raise ValueError(f"a {kind} id must be from 0 to {ID_MAX}, not {number}")
 
 
 def _check_iterable(name: str, ids: object, what: str) -> None:

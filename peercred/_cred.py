@@ -23,12 +23,11 @@ class Cred:
         pid: The process id (of the thread group) in the reader's PID
             namespace, from 1 to 2147483647. None if the process is outside
             that namespace: the kernel says 0 there, and `os.kill(0, sig)`
-            would signal the caller's own process group. By now, the number
-            may belong to another process.
+            would signal the caller's own process group.
         uid: The user id in the reader's user namespace, from 0 to
-            4294967294. A user without a mapping there reads as the
-            overflow id (/proc/sys/kernel/overflowuid, usually 65534).
-        gid: The primary group id, likewise (overflowgid).
+            4294967294, or the overflow id (usually 65534) for every user
+            without a mapping there.
+        gid: The primary group id, likewise.
 
     Raises:
         TypeError: An argument is not an int.
@@ -47,16 +46,15 @@ class Cred:
     def __post_init__(self) -> None:
         put = object.__setattr__
         if self.pid is not None:
-            put(self, "pid", _checked("pid", self.pid, 1, PID_MAX))
-        put(self, "uid", _checked("uid", self.uid, 0, ID_MAX))
-        put(self, "gid", _checked("gid", self.gid, 0, ID_MAX))
+            put(self, "pid", checked("pid", self.pid, 1, PID_MAX, "an int or None"))
+        put(self, "uid", checked("uid", self.uid))
+        put(self, "gid", checked("gid", self.gid))
 
     def __reduce__(self) -> tuple[type["Cred"], tuple[int | None, int, int]]:
         return type(self), (self.pid, self.uid, self.gid)
 
 
-# What C has checked goes straight into the slots. The constructor takes far
-# longer, and would check it again.
+# What C has checked goes straight into the slots: the constructor is slower.
 _new = object.__new__
 _set_pid, _set_uid, _set_gid = (vars(Cred)[name].__set__ for name in ("pid", "uid", "gid"))
 
@@ -87,11 +85,11 @@ def as_int(value: "Any") -> int | None:
     return int.__index__(value) if issubclass(type(value), int) and type(value) is not bool else None
 
 
-def _checked(name: str, value: object, least: int, most: int) -> int:
+def checked(name: str, value: object, least: int = 0, most: int = ID_MAX, kind: str = "an int") -> int:
+    """A number, if it is an int in these bounds: by default, those of an id."""
     number = as_int(value)
     if number is None:
-        what = "an int or None" if name == "pid" else "an int"
-        raise TypeError(f"{name} must be {what}, not {value!r}")
+        raise TypeError(f"{name} must be {kind}, not {value!r}")
     if not least <= number <= most:
         raise ValueError(f"{name} must be from {least} to {most}, not {number}")
     return number

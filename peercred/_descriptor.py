@@ -25,7 +25,7 @@ class HasExtraInfo(Protocol):
     def get_extra_info(self, name: str, /) -> object: ...
 
 
-# For annotations. isinstance() with it would be False for every socket.
+# For annotations only.
 Connection: TypeAlias = int | HasFileno | HasExtraInfo
 
 _FD_MAX = 2**31 - 1
@@ -34,19 +34,9 @@ _FD_MAX = 2**31 - 1
 def descriptor(conn: Connection) -> int:
     """The descriptor of a connection, whichever library it comes from.
 
-    Args:
-        conn: An int descriptor; an object with `fileno()`; or an object with
-            asyncio's `get_extra_info("socket")`.
-
-    Raises:
-        OSError: EBADF: `fileno()` or `get_extra_info()` failed with an
-            AttributeError, as it does in some closed wrappers. Any other
-            exception of theirs passes through.
-        TypeError: `conn` is none of these (a bool is not an int here), or
-            its `fileno()` did not return an int.
-        ValueError: No descriptor can have this number. -1 is accepted,
-            because a closed socket's `fileno()` returns it: the kernel
-            refuses it with EBADF.
+    What `fileno()` or `get_extra_info()` raises passes through, except an
+    AttributeError, which some closed wrappers raise: that is EBADF. So is -1,
+    which a closed socket's `fileno()` returns: the kernel refuses it.
     """
     # Try the plain cases first: isinstance() and hasattr() would take a fifth
     # of the whole call.

@@ -12,10 +12,7 @@ if TYPE_CHECKING:
 
 
 class NoPeerError(OSError):
-    """The socket has no peer, so there is nobody to identify.
-
-    The message says what kind of socket it is and, if it is a Unix socket,
-    what to use instead.
+    """The socket has no peer. The message says why.
 
     Attributes:
         errno: ENOTCONN if a Unix socket is not connected, listens, or is
@@ -39,8 +36,6 @@ class UnsupportedError(OSError):
 
 class NotAllowedError(PermissionError):
     """The peer is not on the AllowList. The message says who it is.
-
-    You can copy and pickle it.
 
     Attributes:
         cred: The `Cred` of the refused peer.

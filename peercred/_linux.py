@@ -7,18 +7,7 @@ does an errno become an exception.
 from __future__ import annotations
 
 import os
-from errno import (
-    EAFNOSUPPORT,
-    EBADF,
-    EINVAL,
-    ENODATA,
-    ENOENT,
-    ENOPROTOOPT,
-    ENOTCONN,
-    ENOTSOCK,
-    ERANGE,
-    ESRCH,
-)
+from errno import EAFNOSUPPORT, EBADF, EINVAL, ENODATA, ENOENT, ENOPROTOOPT, ENOTCONN, ENOTSOCK, ERANGE, ESRCH
 
 # Only the compiled module needs it. Programs that freeze others, such as
 # PyInstaller, find what Python code imports.
@@ -39,7 +28,7 @@ _allocate = ffi.new_allocator(should_clear_after_alloc=False)  # C fills it
 _gids, _chars = ffi.typeof("gid_t[]"), ffi.typeof("char[]")
 _new, _gc, _close_one, _close_owned = ffi.new, ffi.gc, lib.close_one, lib.close_owned
 
-# What is asked beside the option: see _libc.c.
+# What C asks besides the option.
 _OTHER_CALLS = {
     lib.IN_GETPEERNAME: "getpeername(2)",
     lib.IN_DUPFD: "F_DUPFD_CLOEXEC",
@@ -60,16 +49,14 @@ class Owner:
     """Descriptors that C has opened, until they are closed or handed over.
 
     A signal handler may raise after any call. So the struct has its destructor
-    before C fills it. What hands descriptors over sets `struct.released` last,
-    just before it returns: a store is no call, so no handler runs in between.
-    (No helper can do that for several functions: a handler could raise between
-    its return and theirs.) The destructor is a net for what an exception drops.
-    An exception that is kept keeps its frames and so the owner, so close it in
-    an `except`, too.
+    before C fills it. Who hands descriptors over sets `struct.released` last,
+    just before the return: a store is no call, so no handler runs in between.
+    (So no helper can do it for several functions.) The destructor is the net.
+    But an exception that is kept keeps its frames, and so the owner: close it
+    in an `except` as well.
 
-    `_guard` is a second reference to the struct and has the destructor. Never
-    use it: in a reference cycle its memory may be freed while Python code
-    still uses `struct`.
+    Only `_guard` has the destructor. Never use it: in a reference cycle, its
+    memory may be freed while Python code still uses `struct`.
     """
 
     __slots__ = ("_guard", "struct")
@@ -101,10 +88,10 @@ class Owner:
         raise OSError(-directory, why.get(-directory, f"{os.strerror(-directory)}: /proc of the process"))
 
     def close(self, first_kind: int = PIDFD) -> None:
-        """Close the descriptors of this kind and all later ones: all, usually.
+        """Close the descriptors of this kind and of later ones: usually all.
 
-        They are closed one at a time, so that signal handlers run in between.
-        Errors of close(2) are ignored: a stranger's file decides about them.
+        Signal handlers run between two of them. Errors of close(2) are
+        ignored: a stranger's file decides about them.
         """
         self.struct.released = False
         while _close_one(self.struct, first_kind):
@@ -133,10 +120,7 @@ def read_groups(fd: int) -> tuple[int, ...]:
 
 
 def read_with_groups(fd: int) -> tuple[Cred, tuple[int, ...], OSError | None]:
-    """SO_PEERCRED and SO_PEERGROUPS of one peer.
-
-    If the groups cannot be read, they are empty and the error says why.
-    """
+    """SO_PEERCRED and SO_PEERGROUPS of one peer, or why it has no groups."""
     gids = _allocate(_gids, _FEW_GROUPS)
     peer = _peercred_and_groups(fd, gids, _FEW_GROUPS)
     if peer.groups == -ERANGE:

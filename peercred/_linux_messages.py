@@ -6,17 +6,7 @@ import os
 import socket
 import sys
 from array import array
-from errno import (
-    EAGAIN,
-    EBADF,
-    EINTR,
-    EINVAL,
-    EMSGSIZE,
-    ENOPROTOOPT,
-    EPERM,
-    ESRCH,
-    ETOOMANYREFS,
-)
+from errno import EAGAIN, EBADF, EINTR, EINVAL, EMSGSIZE, ENOPROTOOPT, EPERM, ESRCH, ETOOMANYREFS
 from itertools import islice
 from typing import Any
 

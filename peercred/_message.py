@@ -11,17 +11,15 @@ from ._cred import Cred
 class Message:
     """A received message. Immutable, except that it owns descriptors.
 
-    You must close the pidfd and the attached descriptors: use `with`, or
-    `close()`. To keep them longer than the message, take them over with
-    `detach_pidfd()` and `detach_fds()`. A message that is dropped with
-    descriptors in it closes them and gives a ResourceWarning (which is lost
-    if the message is in a reference cycle).
+    You must close the pidfd and the attached descriptors: use `with` or
+    `close()`, or take them over with `detach_pidfd()` and `detach_fds()`. A
+    message that is dropped with descriptors in it closes them and gives a
+    ResourceWarning (which is lost if the message is in a reference cycle).
 
     A copy never owns descriptors. While a message has some, copying or
     pickling it is a TypeError, and what `dataclasses.replace` or `asdict`
-    makes of it has none. After a fork, the child's copy of the message owns
-    the child's descriptors. If the child closes them by other means, dropping
-    the message closes whatever has the numbers by then.
+    makes of it has none. After a fork, the child's message owns the child's
+    descriptors: close them only through it.
 
     Attributes:
         data: The bytes. On a stream socket they end where the sender
@@ -36,18 +34,17 @@ class Message:
             - the sender is outside both the PID and the user namespace: the
               kernel reports it like one whose SO_PASSCRED was off.
         label: The security label of the process that made the sender's
-            socket, without the NUL at the end of SELinux's. None if there
-            is none.
+            socket, as from `peercred.read_label`, or None.
         flags: MSG_TRUNC (data was cut off), MSG_CTRUNC (control data was
-            lost: as a rule, descriptors that were attached), MSG_OOB.
-        address: The address that the sender's socket is bound to: a str if
-            it is a path, bytes if it is abstract, None if there is none.
+            lost: as a rule, attached descriptors), MSG_OOB.
+        address: Where the sender's socket is bound: a str if it is a path,
+            bytes if it is abstract, None if it is unbound.
         pidfd_error: An OSError that says why there is no pidfd, although it
             is enabled. EMFILE, ENFILE: the table of descriptors is full.
             ESRCH: the sender is gone, and the kernel can no longer refer to
-            it. EMSGSIZE: there was no room for it, because more than
-            `max_fds` descriptors were attached, or because SO_TIMESTAMP or
-            the like is on. None if the kernel names no sender.
+            it (before Linux 6.16). EMSGSIZE: other control data took its
+            room: more than `max_fds` descriptors, or SO_TIMESTAMP. None if
+            the kernel names no sender.
     """
 
     __module__ = "peercred.messages"
@@ -58,30 +55,29 @@ class Message:
     flags: int = 0
     address: Any = None
     pidfd_error: OSError | None = field(default=None, compare=False, repr=False)
-    # No field, so that no copy has it: receive() puts it into the instance.
+    # No field, so that no copy has it. receive() sets it.
     _owner: ClassVar[Any] = None
 
     @property
     def pidfd(self) -> int | None:
         """A close-on-exec pidfd of the sender, or None (see `pidfd_error`).
 
-        Each message has a new one, even if MSG_PEEK received it.
+        MSG_PEEK receives a new one each time.
         """
         owner = self._owner
         return None if owner is None else next(iter(owner.numbers(owner.PIDFD)), None)
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """The descriptors that the sender attached, up to `max_fds`.
+        """The close-on-exec descriptors that the sender attached.
 
-        They are close-on-exec. Each message has new ones, even if MSG_PEEK
-        received it.
+        MSG_PEEK receives new ones each time.
         """
         owner = self._owner
         return () if owner is None else owner.numbers(owner.FDS)
 
     def detach_pidfd(self) -> int | None:
-        """Take over the pidfd. From now on, you must close it yourself."""
+        """Take over the pidfd: now you must close it."""
         owner = self._owner
         if owner is None:
             return None
@@ -97,7 +93,7 @@ class Message:
             raise
 
     def detach_fds(self) -> tuple[int, ...]:
-        """Take over `fds`. From now on, you must close them yourself."""
+        """Take over `fds`: now you must close them."""
         owner = self._owner
         if owner is None:
             return ()
@@ -113,14 +109,14 @@ class Message:
             raise
 
     def open_proc(self) -> int:
-        """Open the sender's directory in /proc, which you must close.
+        """Open the directory in /proc of the process that `pidfd` refers to.
 
-        It is that of the process that `pidfd` refers to. See
-        `peercred.open_proc` for what it proves, and for its errors.
+        You must close it. See `peercred.open_proc` for what it proves, and
+        for its errors.
 
         Raises:
-            OSError: What `pidfd_error` says, if there is one. Otherwise
-                EBADF: the message has no pidfd, or no longer.
+            OSError: `pidfd_error`, if there is one. EBADF: the message has
+                no pidfd, or no longer.
         """
         if self.pidfd_error is not None:
             raise OSError(*self.pidfd_error.args)
@@ -139,9 +135,8 @@ class Message:
     def close(self) -> None:
         """Close the pidfd and `fds`, unless you have taken them over.
 
-        This can block for as long as the sender likes, if it attached a
-        descriptor that lingers (see `receive`). Signal handlers run between
-        two descriptors.
+        A descriptor that lingers can block this for hours (see `receive`).
+        Signal handlers run between two descriptors.
         """
         if self._owner is not None:
             self._owner.close()

@@ -21,63 +21,55 @@ def read(conn: Connection) -> Cred:
     getpeername(2), because a listening socket and a Bluetooth socket
     would answer with their own ids.
 
-    If you accepted the connection, the answer is the process that called
+    If you accepted the connection, the peer is the process that called
     connect(2). If you connected, it is the last process that called
     listen(2), which need not be the one that accepts: under systemd's
     socket activation it is pid 1. For a socketpair, it is the process
     that called socketpair(2).
 
     It proves that this process had these *effective* ids at that moment.
-    The kernel recorded them then and never changes them. The peer cannot
-    forge them.
+    The peer cannot forge or change them.
 
     It does not prove:
 
     - who holds the other end now: descriptors are inherited and passed on;
-    - that the process is still alive;
-    - that `pid` still names it: pids are reused;
+    - that the process is still alive, or that `pid` still names it;
     - which user it is, if the id is the overflow id (usually 65534): all
       users without a mapping in the reader's user namespace share it.
 
-    A stream or seqpacket socket has a peer from the time it is connected,
-    even after a shutdown and after the peer has closed its end. A
-    datagram socket has a peer only if socketpair(2) made it, and only
-    until:
+    A stream or seqpacket socket keeps its peer, even after a shutdown and
+    after the peer has closed its end. A datagram socket has a peer only if
+    socketpair(2) made it, and only until:
 
     - somebody calls connect(2) on it;
     - the other end gets an address, by bind(2) or, if SO_PASSCRED or
       SO_PASSPIDFD is on there, at its next send;
     - a send fails because the other end is closed.
 
-    The call never blocks, keeps the GIL and caches nothing. It is safe in
-    threads, after fork and in signal handlers. Do not close the descriptor
-    in another thread during the call. If its number is reused, the answer
-    may describe the new socket, even if that listens.
+    The call never blocks and keeps the GIL. It is safe in threads, after
+    fork and in signal handlers. Do not close the descriptor in another
+    thread during the call. If its number is reused, the answer may
+    describe the new socket, even if that listens.
 
     Args:
         conn: An int descriptor; an object with `fileno()`, such as a
             socket; or an object with asyncio's `get_extra_info("socket")`,
             such as a transport or a StreamWriter.
 
-    Returns:
-        A `Cred` with the effective `uid` and `gid`. Its `pid` is None if
-        the peer is in a PID namespace that the reader cannot see.
-
     Raises:
         NoPeerError: ENOTCONN: the socket is not connected, listens, or is
             a datagram socket without a fixed peer. EAFNOSUPPORT: it is
             not a Unix socket.
         UnsupportedError: ENOTSUP: this is not Linux. ENOPROTOOPT: the
-            kernel has no SO_PEERCRED.
+            kernel lacks the option.
         OSError: EBADF: it is closed, or was never open. ENOTSOCK: it is
-            not a socket. EPROTO: the kernel's answer is not a
-            `struct ucred`. (The two exceptions above are OSErrors too.)
+            not a socket. EPROTO: the kernel's answer is malformed.
         TypeError: `conn` holds no descriptor.
         ValueError: `conn` holds a number that no descriptor can have.
 
     References:
-        unix(7), getpeername(2), credentials(7), user_namespaces(7),
-        pid_namespaces(7). Linux 2.2 and later.
+        unix(7), credentials(7), user_namespaces(7), pid_namespaces(7).
+        Linux 2.2 and later.
     """
     return kernel.read(descriptor(conn))
 
@@ -86,7 +78,7 @@ def read_groups(conn: Connection) -> tuple[int, ...]:
     """Which supplementary groups does the peer have?
 
     This calls `getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, ...)` and then
-    getpeername(2), as `read` does.
+    getpeername(2).
 
     It proves that the process that `read` names had exactly these
     supplementary groups when the kernel recorded it. You get all of them,
@@ -102,13 +94,11 @@ def read_groups(conn: Connection) -> tuple[int, ...]:
 
     Returns:
         Group ids in the reader's user namespace, in the kernel's order,
-        with duplicates. `()` if there are none. Each group without a
-        mapping reads as the overflow id (usually 65534), which identifies
-        no group.
+        with duplicates. Each group without a mapping reads as the overflow
+        id, which identifies no group.
 
     Raises:
         OSError, TypeError, ValueError: As for `read`.
-        UnsupportedError: ENOPROTOOPT: the kernel has no SO_PEERGROUPS.
 
     References:
         setgroups(2), user_namespaces(7). Linux 4.13 and later.
@@ -126,10 +116,9 @@ def read_label(conn: Connection) -> bytes:
     label to the process that *made* the peer's socket, when it called
     socket(2) or socketpair(2).
 
-    It does not prove the label of the process that connected. A socket
-    keeps its maker's label when it is passed on, and also when its maker
-    changes its own label before it connects. So `read` and `read_label`
-    of one connection can describe two different processes.
+    It does not prove the label of the process that connected: a socket
+    keeps its label when it is passed on, and when its maker changes its
+    own. So `read` and `read_label` can describe two different processes.
 
     Args:
         conn: As for `read`.
@@ -143,8 +132,7 @@ def read_label(conn: Connection) -> bytes:
         OSError, TypeError, ValueError: As for `read`.
         OSError: ENODATA: the label is empty.
         UnsupportedError: ENOPROTOOPT: no security module labels this
-            socket. SELinux never labels datagram sockets. AppArmor labels
-            sockets on new kernels only.
+            socket. SELinux never labels datagram sockets.
 
     References:
         unix(7), selinux(8), apparmor(7). Linux 2.6.2 and later.
@@ -156,35 +144,31 @@ def open_pidfd(conn: Connection) -> int:
     """Which process is the peer, beyond doubt?
 
     This calls `getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, ...)` and then
-    getpeername(2), as `read` does.
+    getpeername(2).
 
-    It proves that the descriptor refers to the process that `read` names,
-    before and after exec and after its death. It never refers to a later
-    process with the same pid.
+    It proves that the descriptor refers to the process that `read` names.
+    It never refers to a later process with the same pid.
 
     It does not prove that the process is alive (poll(2) reports the pidfd
     as readable once it has ended), or which program it runs.
 
-    If the kernel lacks the option, there is no fallback to
-    `os.pidfd_open(cred.pid)`. An attacker may have had the pid reused since
-    connect(2), and then the answer would be a stranger.
+    There is no fallback to `os.pidfd_open(cred.pid)`: an attacker may have
+    had the pid reused since connect(2).
 
     Args:
         conn: As for `read`.
 
     Returns:
         A new close-on-exec descriptor, which you must close. Use it with
-        `signal.pidfd_send_signal`, `select.poll`, an event loop's
-        `add_reader` or, for a child, `os.waitid(os.P_PIDFD, ...)`. From
-        Linux 6.16 on you also get one for a process that is gone: signals
-        to it fail with ESRCH.
+        `signal.pidfd_send_signal`, `select.poll` or an event loop's
+        `add_reader`. From Linux 6.16 on you also get one for a process that
+        is gone: signals to it fail with ESRCH.
 
     Raises:
         OSError, TypeError, ValueError: As for `read`.
         OSError: EMFILE, ENFILE: the table of descriptors is full.
         ProcessLookupError: ESRCH: the peer is gone, and the kernel can no
             longer refer to it (before Linux 6.16).
-        UnsupportedError: ENOPROTOOPT: the kernel has no SO_PEERPIDFD.
 
     References:
         pidfd_open(2), unix(7). Linux 6.5 and later.
@@ -202,9 +186,8 @@ def open_pidfd(conn: Connection) -> int:
 def open_proc(conn: Connection) -> int:
     """Which program is the peer, and what else does /proc say of it?
 
-    This opens the directory /proc/<pid> of the process that `open_pidfd`
-    refers to. The kernel says which one that is, in
-    /proc/thread-self/fdinfo, before and after. So `Cred.pid` is not used.
+    This opens the directory in /proc of the process that `open_pidfd`
+    refers to. The kernel says which one that is: `Cred.pid` is not used.
 
         proc = peercred.open_proc(conn)
         os.readlink("exe", dir_fd=proc)
@@ -212,8 +195,8 @@ def open_proc(conn: Connection) -> int:
         open(os.open("cgroup", os.O_RDONLY, dir_fd=proc))
 
     It proves that what you find in the directory belongs to the peer. Once
-    the peer is gone, each look-up in it fails with ESRCH. It never shows
-    another process.
+    the peer is gone, each look-up in it fails with ESRCH. It assumes that
+    you trust whoever may mount over /proc.
 
     It does not prove:
 
@@ -221,20 +204,17 @@ def open_proc(conn: Connection) -> int:
       another one at any time, and every user can run any program;
     - which file `readlink("exe")` names: it is a path in the peer's own
       mount namespace. To recognize a program, compare st_dev and st_ino of
-      `stat("exe")` with those of its file.
-
-    If there is no `exe`, refuse. The peer may be a zombie, but it may also
-    live on: a process whose main thread has ended has no `exe` either. It
-    is assumed that you trust whoever may mount over /proc.
+      `stat("exe")` with those of its file;
+    - that the peer is gone, if there is no `exe`: a process whose main
+      thread has ended has none either. Refuse it.
 
     Args:
         conn: As for `read`.
 
     Returns:
         A new close-on-exec descriptor of the directory, which you must
-        close. You may look at whatever /proc shows to you: for other users'
-        processes without privilege, `comm`, `status` and `cgroup`, but not
-        `exe`.
+        close. It shows what /proc shows to you: of other users' processes,
+        without privilege, `comm`, `status` and `cgroup`, but not `exe`.
 
     Raises:
         OSError, TypeError, ValueError: As for `open_pidfd`.

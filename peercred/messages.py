@@ -14,17 +14,15 @@ passed on.
 Linux knows three identities of a peer, and they can differ:
 
 - *Effective ids at connect*, from `peercred.read`. They say what the peer
-  was allowed to do when it connected. Use them to admit a connection.
-  They do not say who writes to it later.
+  was allowed to do when it connected, not who writes to it later.
 - *Real ids at send*, in `Message.cred`, if the sender added no
-  credentials. They say whose process wrote this message. A
-  set-uid-root program that user 1000 runs is 1000 here, until it calls
-  setuid(0), and 0 in `read`.
+  credentials. A set-uid-root program that user 1000 runs is 1000 here,
+  until it calls setuid(0), and 0 in `read`.
 - *Claimed ids*, in `Message.cred`, if the sender added credentials
   itself, as `messages.send(sock, data, cred=...)` does. A sender may
-  choose among its real, effective and saved ids. Root (CAP_SETUID,
-  CAP_SETGID, CAP_SYS_ADMIN) may use any ids and the pid of any process,
-  and the pidfd follows the pid.
+  claim its real, effective or saved ids. Root (CAP_SETUID, CAP_SETGID,
+  CAP_SYS_ADMIN) may claim any ids and the pid of any process, and the
+  pidfd follows the pid.
 
 The receiver cannot tell the last two apart. So a uid proves only that the
 sender may act as that user. Trust the pid and the pidfd only as far as
@@ -35,11 +33,10 @@ at the uid and the primary group: a message has no supplementary groups.
 
 On a *stream*, believe `Message.cred` only if no stranger also holds the
 receiving end. Whoever passed you the socket may have kept it, and can turn
-SO_PASSCRED off. The kernel then merges data of several senders
-under the ids of one, and reports other data as sent by pid 0 of root. So
-pid 0 on a stream is nobody, and a sender outside the PID namespace is not
-named there. For such senders, use a datagram or seqpacket socket, or
-`peercred.read`.
+SO_PASSCRED off. Then the kernel merges data of several senders under the
+ids of one, and reports other data as sent by pid 0 of root. So pid 0 on a
+stream is nobody, even if it is a sender outside the PID namespace. For such
+senders, use a datagram or seqpacket socket, or `peercred.read`.
 
 Under systemd's socket activation, the message that starts the service was
 queued before the service could call `enable`. It has a sender only if the
@@ -89,10 +86,10 @@ def enable(
     This calls `setsockopt(fd, SOL_SOCKET, ...)` to turn each of
     SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC and SO_PASSRIGHTS on or off.
 
-    Call it before bind() or listen(). Messages that are queued before it
-    have no sender, as a rule. Accepted connections inherit the options from
-    the listening socket. With `creds` or `pidfd`, Linux binds an unbound
-    socket to an abstract address when it connects or sends.
+    Call it before bind() or listen(): as a rule, messages that are queued
+    before it have no sender. Accepted connections inherit the options. With
+    `creds` or `pidfd`, Linux binds an unbound socket to an abstract address
+    when it connects or sends.
 
     Args:
         sock: A Unix socket of the standard library.
@@ -100,23 +97,22 @@ def enable(
         pidfd: Fill in `Message.pidfd`.
         label: Fill in `Message.label`.
         fds: Let senders attach descriptors. If False, a sender that
-            attaches any gets EPERM. Nothing else protects you from a
-            descriptor that takes hours to close (see `receive`). Before
-            Linux 6.16 False changes nothing: there, `receive` drops or
-            closes unwanted descriptors. The default is True because some
-            senders attach descriptors without need, such as
-            `systemd-notify` without --no-block.
+            attaches any gets EPERM. Only that protects you from descriptors
+            that take hours to close (see `receive`). Before Linux 6.16,
+            False changes nothing. The default is True because some senders
+            attach descriptors without need, such as `systemd-notify`
+            without --no-block.
 
     Raises:
         UnsupportedError: ENOPROTOOPT: the kernel lacks an option that you
             turned on. ENOTSUP: this is not Linux.
         NoPeerError: EAFNOSUPPORT: it is not a Unix socket.
-        OSError: EBADF: it is closed. After any error, all options are as
-            they were before.
+        OSError: EBADF: it is closed. An error leaves all options as they
+            were.
         ValueError: `label` without `creds` or `pidfd` on a stream socket:
             there, the kernel would send no label.
-        TypeError: It is not a `socket.socket`, or it has a recvmsg() of its
-            own, as `ssl.SSLSocket` does.
+        TypeError: It is no `socket.socket`, or has a recvmsg() of its own,
+            as `ssl.SSLSocket` does.
 
     References:
         unix(7). SO_PASSCRED: Linux 2.2; SO_PASSSEC: 2.6.18; SO_PASSPIDFD:
@@ -129,17 +125,16 @@ def receive(sock: socket.socket, bufsize: int, flags: int = 0, *, max_fds: int =
     """Receive a message and what comes with it.
 
     This calls `recvmsg(fd, ..., flags | MSG_CMSG_CLOEXEC)`, with room for
-    what is enabled: getsockopt(2) asks for that first. If the socket has a
-    timeout or does not block, the standard library waits, so timeouts,
-    signals and gevent work as usual.
+    what getsockopt(2) says is enabled. If the socket has a timeout or does
+    not block, the standard library waits, so timeouts, signals and gevent
+    work as usual.
 
     See the top of this module for what `cred` proves. It does not prove
     that the process is still alive, or that `pid` still names it.
 
     The kernel or this function discards descriptors beyond `max_fds`.
     Discarding one can block for hours, even on a non-blocking socket, if it
-    is a lingering TCP socket. Only `enable(fds=False)` prevents that, from
-    Linux 6.16 on.
+    is a lingering TCP socket. To prevent that, use `enable(fds=False)`.
 
     Args:
         sock: A Unix socket of the standard library, blocking or not.
@@ -151,15 +146,14 @@ def receive(sock: socket.socket, bufsize: int, flags: int = 0, *, max_fds: int =
             attached, the rest is lost (MSG_CTRUNC).
 
     Returns:
-        A `Message`. If a pidfd or descriptors may be in it, use it in a
-        `with` statement.
+        A `Message`. If it may have a pidfd or descriptors, use `with`.
 
     Raises:
         OSError: As `socket.recvmsg`: BlockingIOError, TimeoutError, EBADF,
             EINVAL (the stream is not connected).
             EMSGSIZE: the credentials or the label are not complete. A
             sender cannot cause that, but SO_TIMESTAMP on a datagram socket
-            does. The message is lost unless MSG_PEEK was used.
+            does. The message is lost, except with MSG_PEEK.
         ValueError: `bufsize`, `flags` or `max_fds` is out of range.
         MemoryError: There is no room for `bufsize` bytes.
         NoPeerError, UnsupportedError, TypeError: As `enable`.
@@ -181,15 +175,14 @@ def send(
 ) -> int:
     """Send a message, optionally with credentials and descriptors.
 
-    This calls `sendmsg(fd, ..., flags)` by means of the standard library,
-    with SCM_CREDENTIALS if you give `cred` and SCM_RIGHTS if you give
-    `fds`. Without `cred`, the kernel adds the caller's pid and real ids if
-    the receiver enabled that.
+    This calls `sendmsg(fd, ..., flags)` through the standard library, with
+    SCM_CREDENTIALS for `cred` and SCM_RIGHTS for `fds`. Without `cred`, the
+    kernel adds your pid and real ids, if the receiver enabled that.
 
     Args:
         sock: A Unix socket of the standard library, blocking or not.
         data: A bytes-like object, or an iterable of several, which are sent
-            as one message, as in `socket.sendmsg`.
+            as one message.
         cred: The ids to claim. `uid` and `gid` may each be your real,
             effective or saved id, and `pid` your own, or None for the same.
             Root may use any ids and the pid of any process.
@@ -199,22 +192,20 @@ def send(
         address: The destination, if the socket is not connected.
 
     Returns:
-        The number of bytes that were sent. On a stream socket it may be
-        less than you gave. To send the rest, give `cred` again but not
-        `fds`: they went with the first byte.
+        The number of bytes that were sent. On a stream it may be less than
+        you gave: send the rest with `cred` but without `fds`, which have
+        gone.
 
     Raises:
-        OSError: As `socket.sendmsg`. With `cred`: PermissionError (EPERM),
-            the ids or the pid are not yours and you are not root;
-            ProcessLookupError (ESRCH), no process has this pid; EINVAL, an
-            id has no mapping. With `fds`: EBADF, one is not open;
-            PermissionError (EPERM), the receiver refuses descriptors;
-            ETOOMANYREFS, too many are in flight. The message names what you
-            tried to send.
-        ValueError: There is no data on a stream socket, so nothing would
-            arrive; more than 253 descriptors; a number that no descriptor
-            can have; a memoryview that is not contiguous; `flags` is out of
-            range.
+        OSError: As `socket.sendmsg`.
+            With `cred`: EPERM: the ids or the pid are not yours, and you are
+            not root. ESRCH: no process has this pid. EINVAL: an id has no
+            mapping.
+            With `fds`: EBADF: one is not open. EPERM: the receiver refuses
+            descriptors. ETOOMANYREFS: too many are in flight.
+        ValueError: No data on a stream socket, so nothing would arrive. Too
+            many descriptors, or a number that none can have. A memoryview
+            that is not contiguous. `flags` out of range.
         NoPeerError, UnsupportedError, TypeError: As `enable`.
 
     References:

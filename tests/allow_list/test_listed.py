@@ -36,7 +36,7 @@ def test_not_an_iterable(name, ids):
 @pytest.mark.parametrize("name", ["uids", "gids"])
 def test_not_an_id(name, id_):
     """True is not 1, bytes are no name, and a mock is no int."""
-    with pytest.raises(TypeError, match=r"^a (user|group) must be an int or a name, not "):
+    with pytest.raises(TypeError, match=r"^a (user|group) id must be an int or a name, not "):
         AllowList(**{name: [0, id_]})
 
 
