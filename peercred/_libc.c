@@ -1,5 +1,4 @@
-/* What asks the kernel. cffi compiles this file as a part of peercred._libc, with
-   Python.h before it. build_ffi.py declares what Python sees of it. */
+/* What asks the kernel. cffi compiles it into peercred._libc, after Python.h. */
 
 #define _GNU_SOURCE 1 /* for struct ucred */
 #include <errno.h>
@@ -45,12 +44,69 @@
 #define PROC_SUPER_MAGIC 0x9FA0
 #endif
 
+/* The interface, which build_ffi.py declares to cffi as it stands here: */
+
 /* The kernel's limits: supplementary groups of a process (NGROUPS_MAX),
    descriptors in a message (SCM_MAX_FD), and bytes of a label (a page, because
    /proc/<pid>/attr/current takes no more). */
-#define GROUPS_MAX 65536
-#define FDS_MAX 253
-#define LABEL_MAX 4096
+enum { GROUPS_MAX = 65536, FDS_MAX = 253, LABEL_MAX = 4096 };
+
+/* A function that fails returns its errno, negated, as its result or as the pid
+   of its struct. (An unsigned 32-bit answer needs a wider result, such as
+   int64_t.) cffi's saved errno would not do: a signal handler may overwrite it
+   before Python reads it.
+
+   If another call failed than the one for the option, one of these is subtracted
+   from the result, to say which. The kernel has no greater errno than ERRNO_MAX. */
+enum { ERRNO_MAX = 4095, IN_GETPEERNAME = 1 << 12, IN_DUPFD = 2 << 12, IN_SO_TYPE = 3 << 12, IN_SO_DOMAIN = 4 << 12 };
+
+struct peer {
+    struct ucred cred;
+    int groups; /* what peergroups() says */
+};
+static struct ucred peercred(int fd);
+static struct peer peercred_and_groups(int fd, gid_t *gids, int count);
+static int peergroups(int fd, gid_t *gids, int count);
+static int peersec(int fd, char *label, socklen_t size);
+static int int_option(int fd, int option);
+
+/* Open descriptors, until they are closed or handed over. Each is taken in one
+   atomic step, so that no two threads ever get the same. With zeroes, it owns
+   nothing. */
+struct owned {
+    int released; /* they are somebody else's */
+    int count[3];
+    int fds[3][FDS_MAX];
+};
+enum { OWN_PIDFD, OWN_FDS, OWN_STRAYS /* what nobody asked for */ };
+static int peerpidfd(int fd, struct owned *owned);
+static int open_proc(struct owned *holder, struct owned *owned);
+static void move_owned(struct owned *from, struct owned *to, int kind);
+static int close_one(struct owned *owned, int kind);
+static void close_owned(struct owned *owned);
+
+/* What may come with a message: a bit for each option. */
+enum { PASS_CREDS = 1, PASS_PIDFD = 2, PASS_LABEL = 4, PASS_FDS = 8 };
+static int pass_options(int fd, int options);
+static int set_pass_options(int fd, int options);
+
+/* What came with a message, besides its data and its label. */
+struct received {
+    struct ucred cred; /* the pid is a negative errno if there are none */
+    ssize_t length;    /* of the data, or a negative errno */
+    struct sockaddr_un address;
+    int address_length; /* 0 or less if there is none */
+    int label_length;   /* 0 if there is none */
+    int flags;
+    int pidfd_error; /* a negative errno if a pidfd was refused */
+    int kept;        /* how many descriptors the owner has now, without strays */
+    int strays;
+};
+static struct received receive(int fd, char *data, size_t size, int flags, int options, int max_fds, char *label,
+                               struct owned *owned);
+static struct ucred overflow_ids(void);
+
+/* End of the interface. */
 
 /* close(2) and recvmsg(2) can block, so release the GIL for them. PyPy has
    already released it. The macros are still Python's own here: see below. */
@@ -86,19 +142,6 @@ static ssize_t recvmsg_without_gil(int fd, struct msghdr *message, int flags)
 #define Py_BEGIN_ALLOW_THREADS {
 #define Py_END_ALLOW_THREADS }
 
-/* A function that fails returns its errno, negated, as its result or as the pid
-   of its struct. (An unsigned 32-bit answer needs a wider result, such as
-   int64_t.) cffi's saved errno would not do: a signal handler may overwrite it
-   before Python reads it.
-
-   If another call failed than the one for the option, one of these is subtracted
-   from the result, to say which. The kernel has no greater errno than ERRNO_MAX. */
-#define ERRNO_MAX 4095
-#define IN_GETPEERNAME (1 * (ERRNO_MAX + 1))
-#define IN_DUPFD (2 * (ERRNO_MAX + 1))
-#define IN_SO_TYPE (3 * (ERRNO_MAX + 1))
-#define IN_SO_DOMAIN (4 * (ERRNO_MAX + 1))
-
 /* Asks for an option, and returns the answer's length or a negative errno. The
    caller must check that the answer is long enough. The buffer starts as 0xff:
    bytes the kernel does not write must never read as uid 0. */
@@ -121,18 +164,6 @@ static int int_option(int fd, int option)
         return length;
     return length == (int)sizeof value && value >= 0 ? value : -EPROTO;
 }
-
-/* Open descriptors, until they are closed or handed over. Each is taken in one
-   atomic step, so that no two threads ever get the same. With zeroes, it owns
-   nothing. */
-#define OWN_PIDFD 0
-#define OWN_FDS 1
-#define OWN_STRAYS 2 /* what nobody asked for */
-struct owned {
-    int released; /* they are somebody else's */
-    int count[3];
-    int fds[3][FDS_MAX];
-};
 
 static void own(struct owned *owned, int kind, int fd)
 {
@@ -264,11 +295,6 @@ static int peergroups(int fd, gid_t *gids, int count)
     return number_of_groups(gids, ask_peer(fd, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
 }
 
-struct peer {
-    struct ucred cred;
-    int groups; /* what peergroups() says */
-};
-
 /* Credentials and groups of one peer. Another thread may replace the descriptor
    at any moment, so ask a duplicate of our own. It must not become number 2 of
    a process without standard error: what another thread logs would go to the
@@ -378,12 +404,6 @@ static int open_proc(struct owned *holder, struct owned *owned)
     return directory;
 }
 
-/* What may come with a message: a bit for each option. */
-#define PASS_CREDS 1
-#define PASS_PIDFD 2
-#define PASS_LABEL 4
-#define PASS_FDS 8
-
 static const struct {
     int bit, option, if_lacking; /* its value if the kernel lacks it */
 } OPTIONS[] = {
@@ -465,19 +485,6 @@ static size_t control_size(int options, int fds)
     return size;
 }
 
-/* What came with a message, besides its data and its label. */
-struct received {
-    struct ucred cred;  /* the pid is a negative errno if there are none */
-    ssize_t length;     /* of the data, or a negative errno */
-    int flags;
-    int label_length;   /* 0 if there is none */
-    int address_length; /* likewise */
-    char address[sizeof((struct sockaddr_un *)0)->sun_path];
-    int pidfd_error; /* a negative errno if a pidfd was refused */
-    int kept;        /* how many descriptors the owner has now, without strays */
-    int strays;
-};
-
 /* Takes descriptors from SCM_PIDFD or SCM_RIGHTS. Up to `most` are kept, the others
    are strays. A stray is closed here if the owner is full, or if there is none:
    then it came in room for an option that another process has turned off. */
@@ -512,7 +519,6 @@ static struct received receive(int fd, char *data, size_t size, int flags, int o
         char bytes[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(LABEL_MAX) + CMSG_SPACE(FDS_MAX * sizeof(int))
                    + CMSG_SPACE(sizeof(int))];
     } control;
-    struct sockaddr_un address;
     struct iovec buffer = {data, size};
     struct msghdr message;
     struct cmsghdr *part;
@@ -523,8 +529,8 @@ static struct received receive(int fd, char *data, size_t size, int flags, int o
     memset(&received, 0, sizeof received);
     received.cred = refused(-ENODATA);
     memset(&message, 0, sizeof message);
-    message.msg_name = &address;
-    message.msg_namelen = sizeof address;
+    message.msg_name = &received.address;
+    message.msg_namelen = sizeof received.address;
     message.msg_iov = &buffer;
     message.msg_iovlen = 1;
     message.msg_control = &control;
@@ -537,14 +543,11 @@ static struct received receive(int fd, char *data, size_t size, int flags, int o
        datagram (MSG_TRUNC), and 111 for an address of 110 bytes. */
     if ((size_t)received.length > size)
         received.length = (ssize_t)size;
-    if (message.msg_namelen > sizeof address)
-        message.msg_namelen = sizeof address;
+    if (message.msg_namelen > sizeof received.address)
+        message.msg_namelen = sizeof received.address;
     if (message.msg_controllen > control_room)
         message.msg_controllen = control_room;
-    if (message.msg_namelen > offsetof(struct sockaddr_un, sun_path)) {
-        received.address_length = (int)(message.msg_namelen - offsetof(struct sockaddr_un, sun_path));
-        memcpy(received.address, address.sun_path, (size_t)received.address_length);
-    }
+    received.address_length = (int)message.msg_namelen - (int)offsetof(struct sockaddr_un, sun_path);
     for (part = CMSG_FIRSTHDR(&message); part != NULL; part = CMSG_NXTHDR(&message, part)) {
         const char *payload = (const char *)CMSG_DATA(part);
 

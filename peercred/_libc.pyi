@@ -63,7 +63,7 @@ class _Lib(Protocol):
         self, fd: int, data: Any, size: int, flags: int, options: int, max_fds: int, label: Any, owned: Any, /
     ) -> _Received: ...
     def set_pass_options(self, fd: int, options: int, /) -> int: ...
-    def __getattr__(self, name: str, /) -> int: ...  # each #define
+    def __getattr__(self, name: str, /) -> int: ...  # each constant
 
 ffi: _FFI
 lib: _Lib

@@ -35,9 +35,6 @@ _OTHER_CALLS = {
     lib.IN_SO_TYPE: "SO_TYPE",
     lib.IN_SO_DOMAIN: "SO_DOMAIN",
 }
-_FAMILIES = {
-    getattr(lib, name): name for name in ("AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET", "AF_BLUETOOTH", "AF_VSOCK")
-}
 
 _FEW_GROUPS = 64  # enough for nearly every process, as GROUPS_MAX is for all
 # Enough for nearly all labels, and for all. LABEL_MAX is not: AppArmor's labels
@@ -184,7 +181,10 @@ def error_for(fd: int, result: int, call: str) -> OSError:
     call = _OTHER_CALLS.get(-result - errno, call)
     family = lib.int_option(fd, lib.SO_DOMAIN)
     if errno == EAFNOSUPPORT or (family >= 0 and family != lib.AF_UNIX):
-        what = _FAMILIES.get(family, f"address family {family}" if family >= 0 else "not one")
+        from socket import AddressFamily  # not at import, which is to be light
+
+        names = {known.value: known.name for known in AddressFamily}
+        what = names.get(family, f"address family {family}" if family >= 0 else "not one")
         return NoPeerError(EAFNOSUPPORT, f"only Unix sockets have peer credentials, and descriptor {fd} is {what}")
     if errno == ENOTCONN:
         return NoPeerError(ENOTCONN, f"descriptor {fd} is {_why_no_peer(fd)}")

@@ -106,8 +106,8 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
 
         cred = cred_of(received.cred)
         fields = {"data": _unpack(data, length), "cred": cred, "flags": received.flags}
-        if received.address_length:
-            fields["address"] = _address(_unpack(received.address, received.address_length))
+        if received.address_length > 0:
+            fields["address"] = _address(_unpack(received.address.sun_path, received.address_length))
         if received.label_length:
             fields["label"] = _unpack(label, received.label_length).removesuffix(b"\0") or None
         if cred is None or cred.pid is None:
