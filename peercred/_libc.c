@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/param.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/vfs.h>
@@ -38,10 +39,6 @@
 #endif
 #ifndef SCM_PIDFD
 #define SCM_PIDFD 4
-#endif
-
-#ifndef PROC_SUPER_MAGIC
-#define PROC_SUPER_MAGIC 0x9FA0
 #endif
 
 /* The interface, which build_ffi.py declares to cffi as it stands here: */
@@ -97,10 +94,9 @@ struct received {
     struct sockaddr_un address;
     int address_length; /* 0 or less if there is none */
     int label_length;   /* 0 if there is none */
-    int flags;
+    int flags;       /* MSG_CTRUNC if there is a stray */
     int pidfd_error; /* a negative errno if a pidfd was refused */
     int kept;        /* how many descriptors the owner has now, without strays */
-    int strays;
 };
 static struct received receive(int fd, char *data, size_t size, int flags, int options, int max_fds, char *label,
                                struct owned *owned);
@@ -108,39 +104,12 @@ static struct ucred overflow_ids(void);
 
 /* End of the interface. */
 
-/* close(2) and recvmsg(2) can block, so release the GIL for them. PyPy has
-   already released it. The macros are still Python's own here: see below. */
+/* For close(2) and recvmsg(2), which can block. PyPy has already released it. */
 #if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
 #define WITHOUT_GIL(statement) Py_BEGIN_ALLOW_THREADS statement Py_END_ALLOW_THREADS
 #else
 #define WITHOUT_GIL(statement) statement
 #endif
-
-static void close_without_gil(int fd)
-{
-    WITHOUT_GIL(close(fd);)
-}
-
-/* The number of bytes, or a negative errno. */
-static ssize_t recvmsg_without_gil(int fd, struct msghdr *message, int flags)
-{
-    ssize_t length;
-
-    WITHOUT_GIL(
-        length = recvmsg(fd, message, flags);
-        if (length < 0)
-            length = -errno; /* before another thread runs */
-    )
-    return length;
-}
-
-/* Everything else keeps the GIL, as CPython's socket.getsockopt does. cffi
-   would release it around each call, but these calls never block, and getting
-   it back costs a switch interval for each busy thread. */
-#undef Py_BEGIN_ALLOW_THREADS
-#undef Py_END_ALLOW_THREADS
-#define Py_BEGIN_ALLOW_THREADS {
-#define Py_END_ALLOW_THREADS }
 
 /* Asks for an option, and returns the answer's length or a negative errno. The
    caller must check that the answer is long enough. The buffer starts as 0xff:
@@ -175,24 +144,23 @@ static void move_owned(struct owned *from, struct owned *to, int kind)
 {
     int count = __atomic_exchange_n(&from->count[kind], 0, __ATOMIC_ACQ_REL);
 
-    if (count == 0)
-        return;
-    memcpy(to->fds[kind], from->fds[kind], (size_t)count * sizeof(int));
-    __atomic_store_n(&to->count[kind], count, __ATOMIC_RELEASE);
+    if (count > 0) {
+        memcpy(to->fds[kind], from->fds[kind], (size_t)count * sizeof(int));
+        __atomic_store_n(&to->count[kind], count, __ATOMIC_RELEASE);
+    }
 }
 
 /* Closes one descriptor, of this kind or a later one. Returns whether there was
    one. */
 static int close_one(struct owned *owned, int kind)
 {
-    int count;
-
     for (; kind <= OWN_STRAYS; kind++) {
-        count = __atomic_load_n(&owned->count[kind], __ATOMIC_ACQUIRE);
+        int count = __atomic_load_n(&owned->count[kind], __ATOMIC_ACQUIRE);
+
         while (count > 0)
             if (__atomic_compare_exchange_n(&owned->count[kind], &count, count - 1, 0, __ATOMIC_ACQ_REL,
                                             __ATOMIC_ACQUIRE)) {
-                close_without_gil(owned->fds[kind][count - 1]);
+                WITHOUT_GIL(close(owned->fds[kind][count - 1]);)
                 return 1;
             }
     }
@@ -223,11 +191,9 @@ static void close_owned(struct owned *owned)
    peer has an address. */
 static int check_peer(int fd)
 {
-    struct sockaddr_un address;
+    struct sockaddr_un address = {.sun_family = AF_UNSPEC};
     socklen_t length = sizeof address;
-    int type;
 
-    address.sun_family = AF_UNSPEC;
     if (getpeername(fd, (struct sockaddr *)&address, &length) != 0)
         return -errno - IN_GETPEERNAME;
     if (address.sun_family == AF_UNSPEC) /* nothing has been written */
@@ -236,7 +202,7 @@ static int check_peer(int fd)
         return -EAFNOSUPPORT;
     if (length <= offsetof(struct sockaddr_un, sun_path))
         return 0; /* the peer has no address */
-    type = int_option(fd, SO_TYPE);
+    int type = int_option(fd, SO_TYPE);
     if (type < 0)
         return type - IN_SO_TYPE;
     return type == SOCK_DGRAM ? -ENOTCONN : 0;
@@ -280,14 +246,13 @@ static struct ucred peercred(int fd)
 static int number_of_groups(const gid_t *gids, int length)
 {
     const int size = sizeof *gids;
-    int i;
 
     if (length < 0)
         return length;
-    for (i = 0; i < length / size; i++)
+    for (int i = 0; i < length / size; i++)
         if (gids[i] == (gid_t)-1)
             return -EPROTO;
-    return length % size == 0 ? i : -EPROTO;
+    return length % size == 0 ? length / size : -EPROTO;
 }
 
 static int peergroups(int fd, gid_t *gids, int count)
@@ -310,7 +275,7 @@ static struct peer peercred_and_groups(int fd, gid_t *gids, int count)
     length = ask(duplicate, SO_PEERCRED, &peer.cred, sizeof peer.cred);
     peer.groups = number_of_groups(gids, ask(duplicate, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
     error = check_peer(duplicate);
-    close_without_gil(duplicate);
+    WITHOUT_GIL(close(duplicate);)
     peer.cred = checked(peer.cred, error < 0 ? error : length, -ENOTCONN);
     return peer;
 }
@@ -330,14 +295,11 @@ static int peerpidfd(int fd, struct owned *owned)
 {
     int pidfd = int_option(fd, SO_PEERPIDFD), error = check_peer(fd);
 
-    if (error < 0) {
-        if (pidfd >= 0)
-            close(pidfd); /* a listening socket gave one of this process */
-        return error;
-    }
-    if (pidfd >= 0)
+    if (error == 0 && pidfd >= 0)
         own(owned, OWN_PIDFD, pidfd);
-    return pidfd;
+    else if (pidfd >= 0)
+        close(pidfd); /* a listening socket gave one of this process */
+    return error < 0 ? error : pidfd;
 }
 
 /* The process of a pidfd, as a number in this /proc. ESRCH: it has been reaped.
@@ -345,20 +307,15 @@ static int peerpidfd(int fd, struct owned *owned)
    the thread group's leader, which may be another one.) */
 static int pid_in_proc(int pidfd)
 {
-    char text[1024];
-    const char *line;
-    ssize_t length;
-    int file, pid;
+    char path[64], text[1024] = "";
 
-    snprintf(text, sizeof text, "/proc/thread-self/fdinfo/%d", pidfd);
-    file = open(text, O_RDONLY | O_CLOEXEC);
+    snprintf(path, sizeof path, "/proc/thread-self/fdinfo/%d", pidfd);
+    int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0)
         return -errno;
-    length = read(file, text, sizeof text - 1);
+    const char *line = read(file, text, sizeof text - 1) > 0 ? strstr(text, "\nPid:") : NULL;
     close(file);
-    text[length < 0 ? 0 : length] = 0;
-    line = strstr(text, "\nPid:");
-    pid = line == NULL ? 0 : atoi(line + sizeof "\nPid:" - 1);
+    int pid = line == NULL ? 0 : atoi(line + strlen("\nPid:"));
     return pid > 0 ? pid : pid < 0 ? -ESRCH : -ENOENT;
 }
 
@@ -375,7 +332,7 @@ static int open_directory(int pidfd)
     directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (directory < 0)
         error = errno == EPERM ? -ENOENT : -errno; /* EPERM: hidepid=1 */
-    else if (fstatfs(directory, &mounted) != 0 || mounted.f_type != PROC_SUPER_MAGIC)
+    else if (fstatfs(directory, &mounted) != 0 || mounted.f_type != 0x9FA0) /* PROC_SUPER_MAGIC */
         error = -ENOENT;
     /* As long as it has not been reaped, nobody else has its number. */
     pid = pid_in_proc(pidfd);
@@ -404,67 +361,56 @@ static int open_proc(struct owned *holder, struct owned *owned)
     return directory;
 }
 
-static const struct {
-    int bit, option, if_lacking; /* its value if the kernel lacks it */
-} OPTIONS[] = {
-    {PASS_CREDS, SO_PASSCRED, 0},
-    {PASS_PIDFD, SO_PASSPIDFD, 0},
-    {PASS_LABEL, SO_PASSSEC, 0},
-    {PASS_FDS, SO_PASSRIGHTS, 1},
-};
-#define OPTIONS_COUNT (int)(sizeof OPTIONS / sizeof *OPTIONS)
+/* The options of the bits, in that order. Without an option, a kernel passes
+   nothing, except that without SO_PASSRIGHTS it passes all descriptors. */
+static const int OPTIONS[] = {SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC, SO_PASSRIGHTS};
+enum { OPTIONS_COUNT = sizeof OPTIONS / sizeof *OPTIONS };
 
 /* Which of these options are on, or a negative errno. Up to Linux 6.12, sockets
    of other families have SO_PASSCRED too, without any effect. */
 static int pass_options(int fd, int options)
 {
-    int i, on, bits = 0, family = int_option(fd, SO_DOMAIN);
+    int bits = 0, family = int_option(fd, SO_DOMAIN);
 
     if (family < 0)
         return family - IN_SO_DOMAIN;
     if (family != AF_UNIX)
         return -EAFNOSUPPORT;
-    for (i = 0; i < OPTIONS_COUNT; i++) {
-        if ((options & OPTIONS[i].bit) == 0)
-            continue;
-        on = int_option(fd, OPTIONS[i].option);
+    for (int i = 0; i < OPTIONS_COUNT; i++) {
+        int on = options & 1 << i ? int_option(fd, OPTIONS[i]) : 0;
+
         if (on == -ENOPROTOOPT)
-            on = OPTIONS[i].if_lacking;
+            on = OPTIONS[i] == SO_PASSRIGHTS;
         if (on < 0)
             return on;
-        if (on)
-            bits |= OPTIONS[i].bit;
+        bits |= (on != 0) << i;
     }
     return bits;
 }
 
 static int set_option(int fd, int i, int options)
 {
-    int on = (options & OPTIONS[i].bit) != 0;
+    int on = options >> i & 1;
 
-    if (setsockopt(fd, SOL_SOCKET, OPTIONS[i].option, &on, sizeof on) == 0)
+    if (setsockopt(fd, SOL_SOCKET, OPTIONS[i], &on, sizeof on) == 0)
         return 0;
     /* An option that the kernel lacks need not be turned off. */
-    return errno == ENOPROTOOPT && (!on || OPTIONS[i].if_lacking) ? 0 : -errno;
+    return errno == ENOPROTOOPT && (!on || OPTIONS[i] == SO_PASSRIGHTS) ? 0 : -errno;
 }
 
 /* Turns these options on, and the others off. After an error, all are as they
    were. Returns 0 or a negative errno. */
 static int set_pass_options(int fd, int options)
 {
-    int i, error, before = pass_options(fd, ~0);
+    int i, error = 0, before = pass_options(fd, ~0);
 
     if (before < 0)
         return before;
-    for (i = 0; i < OPTIONS_COUNT; i++) {
+    for (i = 0; i < OPTIONS_COUNT && error == 0; i++)
         error = set_option(fd, i, options);
-        if (error != 0) {
-            while (i-- > 0)
-                set_option(fd, i, before);
-            return error;
-        }
-    }
-    return 0;
+    while (error != 0 && i-- > 0)
+        set_option(fd, i, before);
+    return error;
 }
 
 /* The size of a message's control data with this many descriptors. The kernel
@@ -472,17 +418,13 @@ static int set_pass_options(int fd, int options)
    descriptor has room for two. */
 static size_t control_size(int options, int fds)
 {
-    size_t size = 0, attached = (size_t)fds * sizeof(int);
+    size_t attached = (size_t)fds * sizeof(int), last = options & PASS_PIDFD ? sizeof(int) : attached;
 
-    if (options & PASS_CREDS)
-        size += CMSG_SPACE(sizeof(struct ucred));
-    if (options & PASS_LABEL)
-        size += CMSG_SPACE(LABEL_MAX);
-    if (fds > 0)
-        size += options & PASS_PIDFD ? CMSG_SPACE(attached) : CMSG_LEN(attached);
-    if (options & PASS_PIDFD)
-        size += CMSG_LEN(sizeof(int));
-    return size;
+    return (options & PASS_CREDS ? CMSG_SPACE(sizeof(struct ucred)) : 0)
+         + (options & PASS_LABEL ? CMSG_SPACE(LABEL_MAX) : 0)
+         + (fds > 0 ? CMSG_SPACE(attached) : 0)
+         + (options & PASS_PIDFD ? CMSG_SPACE(sizeof(int)) : 0)
+         - (CMSG_SPACE(last) - CMSG_LEN(last));
 }
 
 /* Takes descriptors from SCM_PIDFD or SCM_RIGHTS. Up to `most` are kept, the others
@@ -500,11 +442,11 @@ static void keep_fds(struct received *received, struct owned *owned, int kind, i
             own(owned, kind, fd);
             received->kept++;
         } else {
-            received->strays++;
+            received->flags |= MSG_CTRUNC;
             if (owned != NULL && owned->count[OWN_STRAYS] < FDS_MAX)
                 own(owned, OWN_STRAYS, fd);
             else
-                close_without_gil(fd);
+                WITHOUT_GIL(close(fd);)
         }
     }
 }
@@ -514,51 +456,43 @@ static void keep_fds(struct received *received, struct owned *owned, int kind, i
 static struct received receive(int fd, char *data, size_t size, int flags, int options, int max_fds, char *label,
                                struct owned *owned)
 {
-    union {
-        struct cmsghdr header;
-        char bytes[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(LABEL_MAX) + CMSG_SPACE(FDS_MAX * sizeof(int))
-                   + CMSG_SPACE(sizeof(int))];
-    } control;
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(LABEL_MAX)
+                                          + CMSG_SPACE(FDS_MAX * sizeof(int)) + CMSG_SPACE(sizeof(int))];
+    size_t control_room = control_size(options, max_fds);
+    struct received received = {.cred = refused(-ENODATA)};
     struct iovec buffer = {data, size};
-    struct msghdr message;
-    struct cmsghdr *part;
-    struct received received;
-    size_t control_room = control_size(options, max_fds), room, length;
+    struct msghdr message = {
+        .msg_name = &received.address,
+        .msg_namelen = sizeof received.address,
+        .msg_iov = &buffer,
+        .msg_iovlen = 1,
+        .msg_control = control,
+        .msg_controllen = control_room,
+    };
     int stamped = 0, incomplete = 0;
 
-    memset(&received, 0, sizeof received);
-    received.cred = refused(-ENODATA);
-    memset(&message, 0, sizeof message);
-    message.msg_name = &received.address;
-    message.msg_namelen = sizeof received.address;
-    message.msg_iov = &buffer;
-    message.msg_iovlen = 1;
-    message.msg_control = &control;
-    message.msg_controllen = control_room;
-    received.length = recvmsg_without_gil(fd, &message, flags | MSG_CMSG_CLOEXEC);
+    WITHOUT_GIL(
+        received.length = recvmsg(fd, &message, flags | MSG_CMSG_CLOEXEC);
+        if (received.length < 0)
+            received.length = -errno; /* getting the GIL back may change it */
+    )
     if (received.length < 0)
         return received;
 
     /* Believe no length beyond our own buffers. The kernel reports all of a longer
        datagram (MSG_TRUNC), and 111 for an address of 110 bytes. */
-    if ((size_t)received.length > size)
-        received.length = (ssize_t)size;
-    if (message.msg_namelen > sizeof received.address)
-        message.msg_namelen = sizeof received.address;
-    if (message.msg_controllen > control_room)
-        message.msg_controllen = control_room;
+    received.length = MIN(received.length, (ssize_t)size);
+    message.msg_namelen = MIN(message.msg_namelen, (socklen_t)sizeof received.address);
+    message.msg_controllen = MIN(message.msg_controllen, control_room);
     received.address_length = (int)message.msg_namelen - (int)offsetof(struct sockaddr_un, sun_path);
-    for (part = CMSG_FIRSTHDR(&message); part != NULL; part = CMSG_NXTHDR(&message, part)) {
-        const char *payload = (const char *)CMSG_DATA(part);
-
+    for (struct cmsghdr *part = CMSG_FIRSTHDR(&message); part != NULL; part = CMSG_NXTHDR(&message, part)) {
+        /* CMSG_NXTHDR may believe the length, as musl does. */
+        part->cmsg_len = MIN(part->cmsg_len, (size_t)(control + message.msg_controllen - (char *)part));
         if (part->cmsg_len < CMSG_LEN(0))
             break;
-        room = (size_t)(control.bytes + message.msg_controllen - payload);
-        length = part->cmsg_len - CMSG_LEN(0);
-        if (length > room) {
-            length = room;
-            part->cmsg_len = CMSG_LEN(room); /* CMSG_NXTHDR may believe it, as musl does */
-        }
+        const char *payload = (const char *)CMSG_DATA(part);
+        size_t length = part->cmsg_len - CMSG_LEN(0);
+
         if (part->cmsg_level != SOL_SOCKET)
             continue;
         if (part->cmsg_type == SCM_CREDENTIALS) {
@@ -566,7 +500,7 @@ static struct received receive(int fd, char *data, size_t size, int flags, int o
             if (!incomplete)
                 memcpy(&received.cred, payload, sizeof received.cred);
         } else if (part->cmsg_type == SCM_SECURITY && label != NULL) {
-            received.label_length = (int)(length < LABEL_MAX ? length : LABEL_MAX);
+            received.label_length = (int)MIN(length, LABEL_MAX);
             memcpy(label, payload, (size_t)received.label_length);
         } else if (part->cmsg_type == SCM_PIDFD) {
             keep_fds(&received, owned, OWN_PIDFD, 1, payload, length);
@@ -580,7 +514,7 @@ static struct received receive(int fd, char *data, size_t size, int flags, int o
         incomplete |= (options & PASS_CREDS && !stamped) || received.label_length == LABEL_MAX;
     if (incomplete)
         received.length = -EMSGSIZE;
-    received.flags = (message.msg_flags & ~MSG_CMSG_CLOEXEC) | (received.strays ? MSG_CTRUNC : 0);
+    received.flags |= message.msg_flags & ~MSG_CMSG_CLOEXEC;
     received.cred = checked(received.cred, sizeof received.cred, -ENODATA);
     return received;
 }
@@ -604,3 +538,11 @@ static struct ucred overflow_ids(void)
     close(ends[1]);
     return received.length < 0 ? refused((int)received.length) : received.cred;
 }
+
+/* cffi's code follows. It would release the GIL around each call. But apart from
+   WITHOUT_GIL, no call blocks, and getting the GIL back costs a switch interval
+   for each busy thread. CPython's socket.getsockopt keeps it, too. */
+#undef Py_BEGIN_ALLOW_THREADS
+#undef Py_END_ALLOW_THREADS
+#define Py_BEGIN_ALLOW_THREADS {
+#define Py_END_ALLOW_THREADS }

@@ -115,7 +115,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
         if owner:
             if options & _PIDFD and not owned.count[owner.PIDFD]:
                 fields["pidfd_error"] = _no_pidfd(-received.pidfd_error, received.flags)
-            if received.strays:
+            if received.flags & _CTRUNC:
                 owner.close(owner.STRAYS)
             if received.kept:
                 fields["_owner"] = owner

@@ -87,7 +87,7 @@ int main(int argc, char **argv)
     state = strtoull(argv[2], NULL, 10);
     for (round = 0; round < rounds; round++) {
         int options = (int)below(8), max_fds = below(2) ? (int)below(FDS_MAX + 1) : 0, owns = options & ~PASS_CREDS || max_fds;
-        int i, fd, kind, kept[LAST] = {0};
+        int i, fd, kind, strays, kept[LAST] = {0};
         struct received received;
 
         arrived = closed_in_all = 0;
@@ -112,12 +112,12 @@ int main(int argc, char **argv)
             }
         for (fd = FIRST; fd < LAST; fd++)
             assert(kept[fd] + closed[fd] <= 1);
-        assert(received.strays == closed_in_all + owned.count[OWN_STRAYS]);
-        assert(received.strays == 0 || received.flags & MSG_CTRUNC);
+        strays = closed_in_all + owned.count[OWN_STRAYS];
+        assert(strays == 0 || received.flags & MSG_CTRUNC);
         close_owned(&owned);
         for (fd = FIRST; fd < LAST; fd++)
             assert(closed[fd] <= 1 && closed[fd] >= kept[fd]);
-        assert(closed_in_all == received.strays + received.kept);
+        assert(closed_in_all == strays + received.kept);
     }
     printf("%lu messages\n", rounds);
     return 0;
