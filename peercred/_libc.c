@@ -41,12 +41,13 @@
 #define SCM_PIDFD 4
 #endif
 
-/* The interface, which build_ffi.py declares to cffi as it stands here: */
+/* Marks what build_ffi.py declares to cffi. */
+#define FOR_PYTHON
 
 /* The kernel's limits: supplementary groups of a process (NGROUPS_MAX),
    descriptors in a message (SCM_MAX_FD), and bytes of a label (a page, because
    /proc/<pid>/attr/current takes no more). */
-enum { GROUPS_MAX = 65536, FDS_MAX = 253, LABEL_MAX = 4096 };
+FOR_PYTHON enum { GROUPS_MAX = 65536, FDS_MAX = 253, LABEL_MAX = 4096 };
 
 /* A function that fails returns its errno, negated, as its result or as the pid
    of its struct. (An unsigned 32-bit answer needs a wider result, such as
@@ -55,40 +56,28 @@ enum { GROUPS_MAX = 65536, FDS_MAX = 253, LABEL_MAX = 4096 };
 
    If another call failed than the one for the option, one of these is subtracted
    from the result, to say which. The kernel has no greater errno than ERRNO_MAX. */
-enum { ERRNO_MAX = 4095, IN_GETPEERNAME = 1 << 12, IN_DUPFD = 2 << 12, IN_SO_TYPE = 3 << 12, IN_SO_DOMAIN = 4 << 12 };
+FOR_PYTHON enum { ERRNO_MAX = 4095, IN_GETPEERNAME = 1 << 12, IN_DUPFD = 2 << 12, IN_SO_TYPE = 3 << 12, IN_SO_DOMAIN = 4 << 12 };
 
-struct peer {
+FOR_PYTHON struct peer {
     struct ucred cred;
     int groups; /* what peergroups() says */
 };
-static struct ucred peercred(int fd);
-static struct peer peercred_and_groups(int fd, gid_t *gids, int count);
-static int peergroups(int fd, gid_t *gids, int count);
-static int peersec(int fd, char *label, socklen_t size);
-static int int_option(int fd, int option);
 
 /* Open descriptors, until they are closed or handed over. Each is taken in one
    atomic step, so that no two threads ever get the same. With zeroes, it owns
    nothing. */
-struct owned {
+FOR_PYTHON struct owned {
     int released; /* they are somebody else's */
     int count[3];
     int fds[3][FDS_MAX];
 };
-enum { OWN_PIDFD, OWN_FDS, OWN_STRAYS /* what nobody asked for */ };
-static int peerpidfd(int fd, struct owned *owned);
-static int open_proc(struct owned *holder, struct owned *owned);
-static void move_owned(struct owned *from, struct owned *to, int kind);
-static int close_one(struct owned *owned, int kind);
-static void close_owned(struct owned *owned);
+FOR_PYTHON enum { OWN_PIDFD, OWN_FDS, OWN_STRAYS /* what nobody asked for */ };
 
 /* What may come with a message: a bit for each option. */
-enum { PASS_CREDS = 1, PASS_PIDFD = 2, PASS_LABEL = 4, PASS_FDS = 8 };
-static int pass_options(int fd, int options);
-static int set_pass_options(int fd, int options);
+FOR_PYTHON enum { PASS_CREDS = 1, PASS_PIDFD = 2, PASS_LABEL = 4, PASS_FDS = 8 };
 
 /* What came with a message, besides its data and its label. */
-struct received {
+FOR_PYTHON struct received {
     struct ucred cred; /* the pid is a negative errno if there are none */
     ssize_t length;    /* of the data, or a negative errno */
     struct sockaddr_un address;
@@ -98,11 +87,6 @@ struct received {
     int pidfd_error; /* a negative errno if a pidfd was refused */
     int kept;        /* how many descriptors the owner has now, without strays */
 };
-static struct received receive(int fd, char *data, size_t size, int flags, int options, int max_fds, char *label,
-                               struct owned *owned);
-static struct ucred overflow_ids(void);
-
-/* End of the interface. */
 
 /* For close(2) and recvmsg(2), which can block. PyPy has already released it. */
 #if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
@@ -125,7 +109,7 @@ static int ask(int fd, int option, void *value, socklen_t size)
 }
 
 /* The value of an option that is a number from 0 up, or a negative errno. */
-static int int_option(int fd, int option)
+static FOR_PYTHON int int_option(int fd, int option)
 {
     int value, length = ask(fd, option, &value, sizeof value);
 
@@ -140,7 +124,7 @@ static void own(struct owned *owned, int kind, int fd)
 }
 
 /* Moves all of a kind, if there are any. */
-static void move_owned(struct owned *from, struct owned *to, int kind)
+static FOR_PYTHON void move_owned(struct owned *from, struct owned *to, int kind)
 {
     int count = __atomic_exchange_n(&from->count[kind], 0, __ATOMIC_ACQ_REL);
 
@@ -152,7 +136,7 @@ static void move_owned(struct owned *from, struct owned *to, int kind)
 
 /* Closes one descriptor, of this kind or a later one. Returns whether there was
    one. */
-static int close_one(struct owned *owned, int kind)
+static FOR_PYTHON int close_one(struct owned *owned, int kind)
 {
     for (; kind <= OWN_STRAYS; kind++) {
         int count = __atomic_load_n(&owned->count[kind], __ATOMIC_ACQUIRE);
@@ -169,7 +153,7 @@ static int close_one(struct owned *owned, int kind)
 
 /* The destructor. It warns if there is something left to close, but not on PyPy,
    which calls it late. */
-static void close_owned(struct owned *owned)
+static FOR_PYTHON void close_owned(struct owned *owned)
 {
     if (owned->released)
         return;
@@ -233,7 +217,7 @@ static struct ucred checked(struct ucred cred, int length, int if_nobody)
     return cred.uid == (uid_t)-1 || cred.gid == (gid_t)-1 ? refused(if_nobody) : cred;
 }
 
-static struct ucred peercred(int fd)
+static FOR_PYTHON struct ucred peercred(int fd)
 {
     struct ucred cred;
     int length = ask_peer(fd, SO_PEERCRED, &cred, sizeof cred);
@@ -255,7 +239,7 @@ static int number_of_groups(const gid_t *gids, int length)
     return length % size == 0 ? length / size : -EPROTO;
 }
 
-static int peergroups(int fd, gid_t *gids, int count)
+static FOR_PYTHON int peergroups(int fd, gid_t *gids, int count)
 {
     return number_of_groups(gids, ask_peer(fd, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
 }
@@ -265,7 +249,7 @@ static int peergroups(int fd, gid_t *gids, int count)
    a process without standard error: what another thread logs would go to the
    peer. Close it without the GIL: it may be the last descriptor of its socket,
    and then close(2) can block. */
-static struct peer peercred_and_groups(int fd, gid_t *gids, int count)
+static FOR_PYTHON struct peer peercred_and_groups(int fd, gid_t *gids, int count)
 {
     int duplicate = fcntl(fd, F_DUPFD_CLOEXEC, 3), length, error;
     struct peer peer;
@@ -281,7 +265,7 @@ static struct peer peercred_and_groups(int fd, gid_t *gids, int count)
 }
 
 /* The length of the label, or a negative result. */
-static int peersec(int fd, char *label, socklen_t size)
+static FOR_PYTHON int peersec(int fd, char *label, socklen_t size)
 {
     int length = ask_peer(fd, SO_PEERSEC, label, size);
 
@@ -291,7 +275,7 @@ static int peersec(int fd, char *label, socklen_t size)
 
 /* A new descriptor, which is owned, or a negative result. With less room than an
    int, the kernel would make a descriptor and cut off its number. */
-static int peerpidfd(int fd, struct owned *owned)
+static FOR_PYTHON int peerpidfd(int fd, struct owned *owned)
 {
     int pidfd = int_option(fd, SO_PEERPIDFD), error = check_peer(fd);
 
@@ -348,7 +332,7 @@ static int open_directory(int pidfd)
 /* The same for the pidfd of `holder`. `owned` gets the directory, and may be the
    same. Look at the count afterwards: if another thread has closed the pidfd, the
    duplicate may be of anything. */
-static int open_proc(struct owned *holder, struct owned *owned)
+static FOR_PYTHON int open_proc(struct owned *holder, struct owned *owned)
 {
     int directory, pidfd = fcntl(holder->fds[OWN_PIDFD][0], F_DUPFD_CLOEXEC, 3);
 
@@ -368,7 +352,7 @@ enum { OPTIONS_COUNT = sizeof OPTIONS / sizeof *OPTIONS };
 
 /* Which of these options are on, or a negative errno. Up to Linux 6.12, sockets
    of other families have SO_PASSCRED too, without any effect. */
-static int pass_options(int fd, int options)
+static FOR_PYTHON int pass_options(int fd, int options)
 {
     int bits = 0, family = int_option(fd, SO_DOMAIN);
 
@@ -400,7 +384,7 @@ static int set_option(int fd, int i, int options)
 
 /* Turns these options on, and the others off. After an error, all are as they
    were. Returns 0 or a negative errno. */
-static int set_pass_options(int fd, int options)
+static FOR_PYTHON int set_pass_options(int fd, int options)
 {
     int i, error = 0, before = pass_options(fd, ~0);
 
@@ -453,7 +437,7 @@ static void keep_fds(struct received *received, struct owned *owned, int kind, i
 
 /* recvmsg(2) with room for what these options and max_fds ask for. EMSGSIZE: the
    credentials or the label are incomplete. */
-static struct received receive(int fd, char *data, size_t size, int flags, int options, int max_fds, char *label,
+static FOR_PYTHON struct received receive(int fd, char *data, size_t size, int flags, int options, int max_fds, char *label,
                                struct owned *owned)
 {
     _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(LABEL_MAX)
@@ -522,7 +506,7 @@ static struct received receive(int fd, char *data, size_t size, int flags, int o
 /* The ids that stand for those without a mapping. The kernel reports them for a
    message that was sent before SO_PASSCRED was on. (Many sandboxes hide
    /proc/sys/kernel, which has them too.) */
-static struct ucred overflow_ids(void)
+static FOR_PYTHON struct ucred overflow_ids(void)
 {
     struct received received;
     int ends[2], on = 1;
