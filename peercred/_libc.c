@@ -3,7 +3,6 @@
 #define _GNU_SOURCE 1 /* for struct ucred */
 #include <errno.h>
 #include <fcntl.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,8 +12,8 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-/* For headers that are older than the running kernel. MIPS, Alpha and PowerPC
-   have the common numbers here. */
+/* For headers older than the kernel. MIPS, Alpha and PowerPC have the common
+   numbers here. */
 #if defined(__hppa__)
 #define NUMBER(common, parisc, sparc) parisc
 #elif defined(__sparc__)
@@ -44,49 +43,19 @@
 /* Marks what build_ffi.py declares to cffi. */
 #define FOR_PYTHON
 
-/* The kernel's limits: supplementary groups of a process (NGROUPS_MAX),
-   descriptors in a message (SCM_MAX_FD), and bytes of a label (a page, because
-   /proc/<pid>/attr/current takes no more). */
+/* The kernel's limits: the groups of a process (NGROUPS_MAX), the descriptors in
+   a message (SCM_MAX_FD), the bytes of a label (what /proc/<pid>/attr/current
+   takes). */
 FOR_PYTHON enum { GROUPS_MAX = 65536, FDS_MAX = 253, LABEL_MAX = 4096 };
 
-/* A function that fails returns its errno, negated, as its result or as the pid
-   of its struct. (An unsigned 32-bit answer needs a wider result, such as
-   int64_t.) cffi's saved errno would not do: a signal handler may overwrite it
-   before Python reads it.
+/* A function that fails returns -errno, as its result or as the pid of its struct.
+   (An unsigned 32-bit answer needs a wider result.) If another call failed than
+   the one for the option, one of these is subtracted. No errno exceeds ERRNO_MAX.
 
-   If another call failed than the one for the option, one of these is subtracted
-   from the result, to say which. The kernel has no greater errno than ERRNO_MAX. */
-FOR_PYTHON enum { ERRNO_MAX = 4095, IN_GETPEERNAME = 1 << 12, IN_DUPFD = 2 << 12, IN_SO_TYPE = 3 << 12, IN_SO_DOMAIN = 4 << 12 };
-
-FOR_PYTHON struct peer {
-    struct ucred cred;
-    int groups; /* what peergroups() says */
-};
-
-/* Open descriptors, until they are closed or handed over. Each is taken in one
-   atomic step, so that no two threads ever get the same. With zeroes, it owns
-   nothing. */
-FOR_PYTHON struct owned {
-    int released; /* they are somebody else's */
-    int count[3];
-    int fds[3][FDS_MAX];
-};
-FOR_PYTHON enum { OWN_PIDFD, OWN_FDS, OWN_STRAYS /* what nobody asked for */ };
-
-/* What may come with a message: a bit for each option. */
-FOR_PYTHON enum { PASS_CREDS = 1, PASS_PIDFD = 2, PASS_LABEL = 4, PASS_FDS = 8 };
-
-/* What came with a message, besides its data and its label. */
-FOR_PYTHON struct received {
-    struct ucred cred; /* the pid is a negative errno if there are none */
-    ssize_t length;    /* of the data, or a negative errno */
-    struct sockaddr_un address;
-    int address_length; /* 0 or less if there is none */
-    int label_length;   /* 0 if there is none */
-    int flags;       /* MSG_CTRUNC if there is a stray */
-    int pidfd_error; /* a negative errno if a pidfd was refused */
-    int kept;        /* how many descriptors the owner has now, without strays */
-};
+   cffi's saved errno would not do: a signal handler may overwrite it before
+   Python reads it. */
+FOR_PYTHON enum { ERRNO_MAX = 4095, IN_GETPEERNAME = 1 << 12, IN_DUPFD = 2 << 12, IN_SO_TYPE = 3 << 12,
+                  IN_SO_DOMAIN = 4 << 12 };
 
 /* For close(2) and recvmsg(2), which can block. PyPy has already released it. */
 #if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
@@ -95,9 +64,8 @@ FOR_PYTHON struct received {
 #define WITHOUT_GIL(statement) statement
 #endif
 
-/* Asks for an option, and returns the answer's length or a negative errno. The
-   caller must check that the answer is long enough. The buffer starts as 0xff:
-   bytes the kernel does not write must never read as uid 0. */
+/* The length of an option's answer, which the caller must check, or -errno. The
+   buffer starts as 0xff: bytes the kernel does not write must never read as uid 0. */
 static int ask(int fd, int option, void *value, socklen_t size)
 {
     socklen_t length = size;
@@ -108,7 +76,7 @@ static int ask(int fd, int option, void *value, socklen_t size)
     return length <= size ? (int)length : -EPROTO;
 }
 
-/* The value of an option that is a number from 0 up, or a negative errno. */
+/* An option that is an int from 0 up, or -errno. */
 static FOR_PYTHON int int_option(int fd, int option)
 {
     int value, length = ask(fd, option, &value, sizeof value);
@@ -118,9 +86,22 @@ static FOR_PYTHON int int_option(int fd, int option)
     return length == (int)sizeof value && value >= 0 ? value : -EPROTO;
 }
 
-static void own(struct owned *owned, int kind, int fd)
+/* Open descriptors. Each is taken in one atomic step: no two threads get the same.
+   With zeroes, it owns nothing. */
+FOR_PYTHON struct owned {
+    int released; /* they are somebody else's */
+    int count[3];
+    int fds[3][FDS_MAX];
+};
+FOR_PYTHON enum { OWN_PIDFD, OWN_FDS, OWN_STRAYS /* what nobody asked for */ };
+
+/* Returns whether there is an owner with room. */
+static int own(struct owned *owned, int kind, int room, int fd)
 {
+    if (owned == NULL || owned->count[kind] >= room)
+        return 0;
     owned->fds[kind][owned->count[kind]++] = fd;
+    return 1;
 }
 
 /* Moves all of a kind, if there are any. */
@@ -151,8 +132,7 @@ static FOR_PYTHON int close_one(struct owned *owned, int kind)
     return 0;
 }
 
-/* The destructor. It warns if there is something left to close, but not on PyPy,
-   which calls it late. */
+/* The destructor. PyPy calls it late, so it warns only on CPython. */
 static FOR_PYTHON void close_owned(struct owned *owned)
 {
     if (owned->released)
@@ -167,11 +147,9 @@ static FOR_PYTHON void close_owned(struct owned *owned)
         ;
 }
 
-/* Is the socket connected, to one Unix socket? 0, or a negative result.
-
-   SO_PEER* also succeed without a peer. A listening socket answers with its own
-   ids, and so does a Bluetooth socket, connected or not. A datagram socketpair
-   still names its maker after it has been connected elsewhere, but then its
+/* 0 if the socket is connected, to one Unix socket. SO_PEER* succeed without that:
+   a listening or a Bluetooth socket answers with its own ids. A datagram
+   socketpair still names its maker when it is connected elsewhere, but then its
    peer has an address. */
 static int check_peer(int fd)
 {
@@ -184,7 +162,7 @@ static int check_peer(int fd)
         return -EPROTO - IN_GETPEERNAME;
     if (address.sun_family != AF_UNIX)
         return -EAFNOSUPPORT;
-    if (length <= offsetof(struct sockaddr_un, sun_path))
+    if (length <= sizeof address.sun_family)
         return 0; /* the peer has no address */
     int type = int_option(fd, SO_TYPE);
     if (type < 0)
@@ -192,9 +170,9 @@ static int check_peer(int fd)
     return type == SOCK_DGRAM ? -ENOTCONN : 0;
 }
 
-/* The same as ask(), if the socket has a peer. Look for the peer last: a thread
-   can make the socket listen at any moment, unless it is connected. Without a
-   peer, that is the error, whatever the option said: perhaps "unsupported". */
+/* The same as ask(), if the socket has a peer. If not, that is the error, whatever
+   the option said. Look for the peer last: until the socket is connected, a
+   thread can make it listen. */
 static int ask_peer(int fd, int option, void *value, socklen_t size)
 {
     int length = ask(fd, option, value, size), error = check_peer(fd);
@@ -202,14 +180,12 @@ static int ask_peer(int fd, int option, void *value, socklen_t size)
     return error < 0 ? error : length;
 }
 
-/* No credentials: the pid is a negative result. */
 static struct ucred refused(int error)
 {
     return (struct ucred){.pid = error, .uid = (uid_t)-1, .gid = (gid_t)-1};
 }
 
-/* The kernel reports "nobody" as a success, with ids of -1. Its pids are from 0
-   up: a negative one means that nothing has been written. */
+/* Nobody has ids of -1. A negative pid has not been written. */
 static struct ucred checked(struct ucred cred, int length, int if_nobody)
 {
     if (length != (int)sizeof cred || cred.pid < 0)
@@ -225,8 +201,7 @@ static FOR_PYTHON struct ucred peercred(int fd)
     return checked(cred, length, -ENOTCONN);
 }
 
-/* The number of groups, or a negative result (-ERANGE: too little room). The
-   kernel writes no -1. */
+/* The number of groups, or a negative result. The kernel writes no -1. */
 static int number_of_groups(const gid_t *gids, int length)
 {
     const int size = sizeof *gids;
@@ -244,17 +219,20 @@ static FOR_PYTHON int peergroups(int fd, gid_t *gids, int count)
     return number_of_groups(gids, ask_peer(fd, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
 }
 
-/* Credentials and groups of one peer. Another thread may replace the descriptor
-   at any moment, so ask a duplicate of our own. It must not become number 2 of
-   a process without standard error: what another thread logs would go to the
-   peer. Close it without the GIL: it may be the last descriptor of its socket,
-   and then close(2) can block. */
+FOR_PYTHON struct peer {
+    struct ucred cred;
+    int groups; /* what peergroups() says */
+};
+
+/* Another thread may replace the descriptor at any moment, so ask a duplicate. If
+   it became number 2 in a process without standard error, the peer would get what
+   other threads log. Closing it can block, if it is the socket's last descriptor. */
 static FOR_PYTHON struct peer peercred_and_groups(int fd, gid_t *gids, int count)
 {
     int duplicate = fcntl(fd, F_DUPFD_CLOEXEC, 3), length, error;
     struct peer peer;
 
-    if (duplicate < 0) /* EINVAL: no number from 3 up is allowed (RLIMIT_NOFILE) */
+    if (duplicate < 0) /* EINVAL: RLIMIT_NOFILE allows none from 3 up */
         return (struct peer){refused(-(errno == EINVAL ? EMFILE : errno) - IN_DUPFD), 0};
     length = ask(duplicate, SO_PEERCRED, &peer.cred, sizeof peer.cred);
     peer.groups = number_of_groups(gids, ask(duplicate, SO_PEERGROUPS, gids, (socklen_t)count * sizeof *gids));
@@ -264,31 +242,30 @@ static FOR_PYTHON struct peer peercred_and_groups(int fd, gid_t *gids, int count
     return peer;
 }
 
-/* The length of the label, or a negative result. */
 static FOR_PYTHON int peersec(int fd, char *label, socklen_t size)
 {
     int length = ask_peer(fd, SO_PEERSEC, label, size);
 
-    /* No security module's label ends so: this byte has not been written. */
+    /* No label ends so: this byte has not been written. */
     return length > 0 && label[length - 1] == (char)0xff ? -EPROTO : length;
 }
 
-/* A new descriptor, which is owned, or a negative result. With less room than an
-   int, the kernel would make a descriptor and cut off its number. */
+/* With less room than an int, the kernel would open a descriptor and cut off its
+   number. */
 static FOR_PYTHON int peerpidfd(int fd, struct owned *owned)
 {
     int pidfd = int_option(fd, SO_PEERPIDFD), error = check_peer(fd);
 
     if (error == 0 && pidfd >= 0)
-        own(owned, OWN_PIDFD, pidfd);
+        own(owned, OWN_PIDFD, 1, pidfd);
     else if (pidfd >= 0)
         close(pidfd); /* a listening socket gave one of this process */
     return error < 0 ? error : pidfd;
 }
 
-/* The process of a pidfd, as a number in this /proc. ESRCH: it has been reaped.
-   ENOENT: it is not shown here. (/proc/self would be the table of descriptors of
-   the thread group's leader, which may be another one.) */
+/* The pid of a pidfd's process in this /proc. ESRCH: it has been reaped. ENOENT:
+   it is not shown. (/proc/self has the descriptors of the thread group's leader,
+   which may be others.) */
 static int pid_in_proc(int pidfd)
 {
     char path[64], text[1024] = "";
@@ -303,7 +280,7 @@ static int pid_in_proc(int pidfd)
     return pid > 0 ? pid : pid < 0 ? -ESRCH : -ENOENT;
 }
 
-/* The directory of this process below /proc, or a negative errno. */
+/* The directory of that process. */
 static int open_directory(int pidfd)
 {
     char path[32];
@@ -329,9 +306,9 @@ static int open_directory(int pidfd)
     return error;
 }
 
-/* The same for the pidfd of `holder`. `owned` gets the directory, and may be the
-   same. Look at the count afterwards: if another thread has closed the pidfd, the
-   duplicate may be of anything. */
+/* The same for the pidfd of `holder`. `owned` gets the directory. Look at the count
+   afterwards: another thread may have closed the pidfd, and the duplicate may be
+   of anything. */
 static FOR_PYTHON int open_proc(struct owned *holder, struct owned *owned)
 {
     int directory, pidfd = fcntl(holder->fds[OWN_PIDFD][0], F_DUPFD_CLOEXEC, 3);
@@ -341,17 +318,19 @@ static FOR_PYTHON int open_proc(struct owned *holder, struct owned *owned)
     directory = __atomic_load_n(&holder->count[OWN_PIDFD], __ATOMIC_ACQUIRE) > 0 ? open_directory(pidfd) : -EBADF;
     close(pidfd);
     if (directory >= 0)
-        own(owned, OWN_FDS, directory);
+        own(owned, OWN_FDS, 1, directory);
     return directory;
 }
 
-/* The options of the bits, in that order. Without an option, a kernel passes
-   nothing, except that without SO_PASSRIGHTS it passes all descriptors. */
+/* What may come with a message: a bit for each option. */
+FOR_PYTHON enum { PASS_CREDS = 1, PASS_PIDFD = 2, PASS_LABEL = 4, PASS_FDS = 8 };
+
+/* In the order of the bits. Without SO_PASSRIGHTS, a kernel passes descriptors. */
 static const int OPTIONS[] = {SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC, SO_PASSRIGHTS};
 enum { OPTIONS_COUNT = sizeof OPTIONS / sizeof *OPTIONS };
 
-/* Which of these options are on, or a negative errno. Up to Linux 6.12, sockets
-   of other families have SO_PASSCRED too, without any effect. */
+/* Which of these options are on. (Up to Linux 6.12, sockets of other families have
+   SO_PASSCRED too, without any effect.) */
 static FOR_PYTHON int pass_options(int fd, int options)
 {
     int bits = 0, family = int_option(fd, SO_DOMAIN);
@@ -382,8 +361,7 @@ static int set_option(int fd, int i, int options)
     return errno == ENOPROTOOPT && (!on || OPTIONS[i] == SO_PASSRIGHTS) ? 0 : -errno;
 }
 
-/* Turns these options on, and the others off. After an error, all are as they
-   were. Returns 0 or a negative errno. */
+/* Turns these options on and the others off. After an error, all are as before. */
 static FOR_PYTHON int set_pass_options(int fd, int options)
 {
     int i, error = 0, before = pass_options(fd, ~0);
@@ -397,9 +375,8 @@ static FOR_PYTHON int set_pass_options(int fd, int options)
     return error;
 }
 
-/* The size of a message's control data with this many descriptors. The kernel
-   puts the pidfd last. The last item gets no padding, because CMSG_SPACE of one
-   descriptor has room for two. */
+/* The kernel puts the pidfd last. The last item gets no padding, because CMSG_SPACE
+   of one descriptor has room for two. */
 static size_t control_size(int options, int fds)
 {
     size_t attached = (size_t)fds * sizeof(int), last = options & PASS_PIDFD ? sizeof(int) : attached;
@@ -411,10 +388,21 @@ static size_t control_size(int options, int fds)
          - (CMSG_SPACE(last) - CMSG_LEN(last));
 }
 
-/* Takes descriptors from SCM_PIDFD or SCM_RIGHTS. Up to `most` are kept, the others
-   are strays. A stray is closed here if the owner is full, or if there is none:
-   then it came in room for an option that another process has turned off. */
-static void keep_fds(struct received *received, struct owned *owned, int kind, int most, const char *payload, size_t size)
+FOR_PYTHON struct received {
+    struct ucred cred; /* the pid is negative if there are none */
+    ssize_t length;    /* of the data, or -errno */
+    struct sockaddr_un address;
+    int address_length; /* 0 or less if there is none */
+    int label_length;   /* 0 if there is none */
+    int flags;
+    int pidfd_error; /* -errno if the kernel could not open a pidfd */
+    int kept;        /* descriptors that are owned now, without strays */
+};
+
+/* Keeps up to `room` descriptors. The others are strays. Those are closed if they
+   have no owner: they came in room for an option that another process has turned
+   off. */
+static void keep_fds(struct received *received, struct owned *owned, int kind, int room, const char *payload, size_t size)
 {
     int fd;
 
@@ -422,14 +410,11 @@ static void keep_fds(struct received *received, struct owned *owned, int kind, i
         memcpy(&fd, payload, sizeof fd);
         if (fd < 0) {
             received->pidfd_error = fd;
-        } else if (owned != NULL && owned->count[kind] < most) {
-            own(owned, kind, fd);
+        } else if (own(owned, kind, room, fd)) {
             received->kept++;
         } else {
             received->flags |= MSG_CTRUNC;
-            if (owned != NULL && owned->count[OWN_STRAYS] < FDS_MAX)
-                own(owned, OWN_STRAYS, fd);
-            else
+            if (!own(owned, OWN_STRAYS, FDS_MAX, fd))
                 WITHOUT_GIL(close(fd);)
         }
     }
@@ -463,12 +448,12 @@ static FOR_PYTHON struct received receive(int fd, char *data, size_t size, int f
     if (received.length < 0)
         return received;
 
-    /* Believe no length beyond our own buffers. The kernel reports all of a longer
-       datagram (MSG_TRUNC), and 111 for an address of 110 bytes. */
+    /* Believe no length beyond our own buffers: MSG_TRUNC reports all of a datagram,
+       and a full address has 111 of 110 bytes. */
     received.length = MIN(received.length, (ssize_t)size);
     message.msg_namelen = MIN(message.msg_namelen, (socklen_t)sizeof received.address);
     message.msg_controllen = MIN(message.msg_controllen, control_room);
-    received.address_length = (int)message.msg_namelen - (int)offsetof(struct sockaddr_un, sun_path);
+    received.address_length = (int)message.msg_namelen - (int)sizeof received.address.sun_family;
     for (struct cmsghdr *part = CMSG_FIRSTHDR(&message); part != NULL; part = CMSG_NXTHDR(&message, part)) {
         /* CMSG_NXTHDR may believe the length, as musl does. */
         part->cmsg_len = MIN(part->cmsg_len, (size_t)(control + message.msg_controllen - (char *)part));
@@ -492,8 +477,8 @@ static FOR_PYTHON struct received receive(int fd, char *data, size_t size, int f
             keep_fds(&received, owned, OWN_FDS, max_fds, payload, length);
         }
     }
-    /* MSG_CTRUNC alone does not mean that: descriptors may be what is lost. A label
-       as long as its room may have been longer. */
+    /* MSG_CTRUNC alone may mean lost descriptors. A label that fills its room may
+       have been longer. */
     if (message.msg_flags & MSG_CTRUNC)
         incomplete |= (options & PASS_CREDS && !stamped) || received.label_length == LABEL_MAX;
     if (incomplete)
@@ -503,8 +488,8 @@ static FOR_PYTHON struct received receive(int fd, char *data, size_t size, int f
     return received;
 }
 
-/* The ids that stand for those without a mapping. The kernel reports them for a
-   message that was sent before SO_PASSCRED was on. (Many sandboxes hide
+/* The ids of users and groups without a mapping. The kernel reports them for a
+   message that was sent before SO_PASSCRED was on. (Sandboxes hide
    /proc/sys/kernel, which has them too.) */
 static FOR_PYTHON struct ucred overflow_ids(void)
 {
@@ -523,9 +508,9 @@ static FOR_PYTHON struct ucred overflow_ids(void)
     return received.length < 0 ? refused((int)received.length) : received.cred;
 }
 
-/* cffi's code follows. It would release the GIL around each call. But apart from
-   WITHOUT_GIL, no call blocks, and getting the GIL back costs a switch interval
-   for each busy thread. CPython's socket.getsockopt keeps it, too. */
+/* cffi's code follows, and would release the GIL around each call. Outside
+   WITHOUT_GIL, none blocks, and getting the GIL back costs a switch interval for
+   each busy thread. */
 #undef Py_BEGIN_ALLOW_THREADS
 #undef Py_END_ALLOW_THREADS
 #define Py_BEGIN_ALLOW_THREADS {
