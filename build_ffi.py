@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 from hatchling.build import *
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-from packaging.tags import platform_tags
+from packaging.tags import platform_tags, sys_tags
 
 # It would make a wheel without the compiled module.
 os.environ.pop("HATCH_BUILD_NO_HOOKS", None)
@@ -131,8 +131,5 @@ class LibcBuildHook(BuildHookInterface):
             if version == "editable":
                 sys.exit(f"an editable install compiles into {package}, which cannot be written: {error.strerror}")
         build_data["pure_python"] = False
-        if ABI3:
-            platform = next(tag for tag in platform_tags() if tag.startswith("linux_"))
-            build_data["tag"] = f"cp310-abi3-{platform}"
-        else:
-            build_data["infer_tag"] = True
+        tag = next(tag for tag in sys_tags() if tag.platform.startswith("linux_"))
+        build_data["tag"] = f"cp310-abi3-{tag.platform}" if ABI3 else str(tag)

@@ -120,11 +120,10 @@ static FOR_PYTHON void move_owned(struct owned *from, struct owned *to, int kind
 static FOR_PYTHON int close_one(struct owned *owned, int kind)
 {
     for (; kind <= OWN_STRAYS; kind++) {
-        int count = __atomic_load_n(&owned->count[kind], __ATOMIC_ACQUIRE);
+        int *left = &owned->count[kind], count = __atomic_load_n(left, __ATOMIC_ACQUIRE);
 
         while (count > 0)
-            if (__atomic_compare_exchange_n(&owned->count[kind], &count, count - 1, 0, __ATOMIC_ACQ_REL,
-                                            __ATOMIC_ACQUIRE)) {
+            if (__atomic_compare_exchange_n(left, &count, count - 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
                 WITHOUT_GIL(close(owned->fds[kind][count - 1]);)
                 return 1;
             }
@@ -280,46 +279,37 @@ static int pid_in_proc(int pidfd)
     return pid > 0 ? pid : pid < 0 ? -ESRCH : -ENOENT;
 }
 
-/* The directory of that process. */
-static int open_directory(int pidfd)
+/* The directory of a process in /proc. */
+static int open_directory(int pid)
 {
     char path[32];
     struct statfs mounted;
-    int directory, error = 0, pid = pid_in_proc(pidfd);
 
-    if (pid < 0)
-        return pid;
     snprintf(path, sizeof path, "/proc/%d", pid);
-    directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (directory < 0)
-        error = errno == EPERM ? -ENOENT : -errno; /* EPERM: hidepid=1 */
-    else if (fstatfs(directory, &mounted) != 0 || mounted.f_type != 0x9FA0) /* PROC_SUPER_MAGIC */
-        error = -ENOENT;
-    /* As long as it has not been reaped, nobody else has its number. */
-    pid = pid_in_proc(pidfd);
-    if (pid < 0)
-        error = pid;
-    if (error == 0)
+        return errno == EPERM ? -ENOENT : -errno; /* EPERM: hidepid=1 */
+    if (fstatfs(directory, &mounted) == 0 && mounted.f_type == 0x9FA0) /* PROC_SUPER_MAGIC */
         return directory;
-    if (directory >= 0)
-        close(directory);
-    return error;
+    close(directory);
+    return -ENOENT;
 }
 
-/* The same for the pidfd of `holder`. `owned` gets the directory. Look at the count
-   afterwards: another thread may have closed the pidfd, and the duplicate may be
-   of anything. */
+/* The same for the pidfd of `holder`, for `owned`. Look twice: until a process has
+   been reaped, nobody else has its number. Look at the count last: as long as the
+   pidfd is owned, nobody has closed it and opened another. */
 static FOR_PYTHON int open_proc(struct owned *holder, struct owned *owned)
 {
-    int directory, pidfd = fcntl(holder->fds[OWN_PIDFD][0], F_DUPFD_CLOEXEC, 3);
+    int pidfd = holder->fds[OWN_PIDFD][0], pid = pid_in_proc(pidfd), error;
+    int directory = pid < 0 ? pid : open_directory(pid);
 
-    if (pidfd < 0)
-        return -errno;
-    directory = __atomic_load_n(&holder->count[OWN_PIDFD], __ATOMIC_ACQUIRE) > 0 ? open_directory(pidfd) : -EBADF;
-    close(pidfd);
-    if (directory >= 0)
+    pid = pid_in_proc(pidfd);
+    error = __atomic_load_n(&holder->count[OWN_PIDFD], __ATOMIC_ACQUIRE) == 0 ? -EBADF : pid < 0 ? pid : 0;
+    if (error == 0 && directory >= 0)
         own(owned, OWN_FDS, 1, directory);
-    return directory;
+    else if (directory >= 0)
+        close(directory);
+    return error < 0 ? error : directory;
 }
 
 /* What may come with a message: a bit for each option. */
@@ -431,12 +421,9 @@ static FOR_PYTHON struct received receive(int fd, char *data, size_t size, int f
     struct received received = {.cred = refused(-ENODATA)};
     struct iovec buffer = {data, size};
     struct msghdr message = {
-        .msg_name = &received.address,
-        .msg_namelen = sizeof received.address,
-        .msg_iov = &buffer,
-        .msg_iovlen = 1,
-        .msg_control = control,
-        .msg_controllen = control_room,
+        .msg_name = &received.address, .msg_namelen = sizeof received.address,
+        .msg_iov = &buffer, .msg_iovlen = 1,
+        .msg_control = control, .msg_controllen = control_room,
     };
     int stamped = 0, incomplete = 0;
 
