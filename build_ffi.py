@@ -27,7 +27,7 @@ LINUX = sys.platform == "linux"
 ABI3 = LINUX and sys.implementation.name == "cpython" and not sys.abiflags
 
 SOURCE = Path(__file__).with_name("peercred").joinpath("_libc.c").read_text()
-# The structs, constants and functions that Python sees.
+# The types, constants and functions of it that Python sees.
 MARKED = re.findall(r"^(?:static )?FOR_PYTHON (.*?(?:};|\)))$", SOURCE, re.MULTILINE | re.DOTALL)
 
 # What Python sees of libc.
@@ -39,10 +39,7 @@ DECLARATIONS = """
         uid_t uid;
         gid_t gid;
     };
-    struct sockaddr_un {
-        char sun_path[...];
-        ...;
-    };
+    struct sockaddr_un { char sun_path[...]; ...; };
 
     int getsockopt(int sockfd, int level, int optname, void *optval, socklen_t *optlen);
 
@@ -75,9 +72,8 @@ def missing():
     compiler, *options = shlex.split(os.environ.get("CC", sysconfig.get_config_var("CC") or "cc"))
     if shutil.which(compiler) is None:
         return f"a C compiler ({compiler})"
-    for name in ("CPPFLAGS", "CFLAGS"):
-        options += shlex.split(os.environ.get(name, ""))
-    command = [compiler, *options, "-I", sysconfig.get_path("include"), "-E", "-x", "c", "-"]
+    flags = shlex.split(f"{os.environ.get('CPPFLAGS', '')} {os.environ.get('CFLAGS', '')}")
+    command = [compiler, *options, *flags, "-I", sysconfig.get_path("include"), "-E", "-x", "c", "-"]
     includes = "".join(f"#include <{header}>\n" for header in HEADERS)
     ran = subprocess.run(command, input=includes, capture_output=True, text=True)
     if ran.returncode == 0:
@@ -89,7 +85,7 @@ def missing():
 
 
 def compiled():
-    """The compiled module, in a temporary directory."""
+    """The compiled module, as a temporary file."""
     from cffi import VerificationError
 
     directory = mkdtemp()

@@ -43,17 +43,14 @@
 /* Marks what build_ffi.py declares to cffi. */
 #define FOR_PYTHON
 
-/* The kernel's limits: the groups of a process (NGROUPS_MAX), the descriptors in
-   a message (SCM_MAX_FD), the bytes of a label (what /proc/<pid>/attr/current
-   takes). */
+/* The kernel's limits: groups of a process (NGROUPS_MAX), descriptors in a message
+   (SCM_MAX_FD), bytes of a label (/proc/<pid>/attr/current takes no more). */
 FOR_PYTHON enum { GROUPS_MAX = 65536, FDS_MAX = 253, LABEL_MAX = 4096 };
 
 /* A function that fails returns -errno, as its result or as the pid of its struct.
-   (An unsigned 32-bit answer needs a wider result.) If another call failed than
-   the one for the option, one of these is subtracted. No errno exceeds ERRNO_MAX.
-
-   cffi's saved errno would not do: a signal handler may overwrite it before
-   Python reads it. */
+   (An unsigned 32-bit answer needs a wider result.) If another call than the
+   option's own has failed, one of these is subtracted. cffi's saved errno would
+   not do: a signal handler may change it before Python reads it. */
 FOR_PYTHON enum { ERRNO_MAX = 4095, IN_GETPEERNAME = 1 << 12, IN_DUPFD = 2 << 12, IN_SO_TYPE = 3 << 12,
                   IN_SO_DOMAIN = 4 << 12 };
 
@@ -64,8 +61,8 @@ FOR_PYTHON enum { ERRNO_MAX = 4095, IN_GETPEERNAME = 1 << 12, IN_DUPFD = 2 << 12
 #define WITHOUT_GIL(statement) statement
 #endif
 
-/* The length of an option's answer, which the caller must check, or -errno. The
-   buffer starts as 0xff: bytes the kernel does not write must never read as uid 0. */
+/* The length of the answer, which the caller must check, or -errno. The buffer
+   starts as 0xff: bytes the kernel does not write must never read as uid 0. */
 static int ask(int fd, int option, void *value, socklen_t size)
 {
     socklen_t length = size;
@@ -86,16 +83,16 @@ static FOR_PYTHON int int_option(int fd, int option)
     return length == (int)sizeof value && value >= 0 ? value : -EPROTO;
 }
 
-/* Open descriptors. Each is taken in one atomic step: no two threads get the same.
-   With zeroes, it owns nothing. */
+/* Open descriptors. Each is taken in one atomic step, so no two threads get the
+   same. With zeroes, it owns nothing. */
 FOR_PYTHON struct owned {
-    int released; /* they are somebody else's */
+    int released; /* somebody else owns them */
     int count[3];
     int fds[3][FDS_MAX];
 };
 FOR_PYTHON enum { OWN_PIDFD, OWN_FDS, OWN_STRAYS /* what nobody asked for */ };
 
-/* Returns whether there is an owner with room. */
+/* Is there an owner, with room? */
 static int own(struct owned *owned, int kind, int room, int fd)
 {
     if (owned == NULL || owned->count[kind] >= room)
@@ -115,8 +112,7 @@ static FOR_PYTHON void move_owned(struct owned *from, struct owned *to, int kind
     }
 }
 
-/* Closes one descriptor, of this kind or a later one. Returns whether there was
-   one. */
+/* Closes a descriptor of this kind or a later one. Was there one? */
 static FOR_PYTHON int close_one(struct owned *owned, int kind)
 {
     for (; kind <= OWN_STRAYS; kind++) {
@@ -146,10 +142,10 @@ static FOR_PYTHON void close_owned(struct owned *owned)
         ;
 }
 
-/* 0 if the socket is connected, to one Unix socket. SO_PEER* succeed without that:
-   a listening or a Bluetooth socket answers with its own ids. A datagram
-   socketpair still names its maker when it is connected elsewhere, but then its
-   peer has an address. */
+/* 0 if the socket is connected to one Unix socket. SO_PEER* succeed without that:
+   listening sockets and all Bluetooth sockets answer with their own ids. A
+   datagram socketpair names its maker even when it is connected elsewhere, but
+   then its peer has an address. */
 static int check_peer(int fd)
 {
     struct sockaddr_un address = {.sun_family = AF_UNSPEC};
@@ -169,9 +165,8 @@ static int check_peer(int fd)
     return type == SOCK_DGRAM ? -ENOTCONN : 0;
 }
 
-/* The same as ask(), if the socket has a peer. If not, that is the error, whatever
-   the option said. Look for the peer last: until the socket is connected, a
-   thread can make it listen. */
+/* The same as ask(), if the socket has a peer. If not, that is the error. Look for
+   the peer last: until the socket is connected, a thread can make it listen. */
 static int ask_peer(int fd, int option, void *value, socklen_t size)
 {
     int length = ask(fd, option, value, size), error = check_peer(fd);
@@ -184,7 +179,7 @@ static struct ucred refused(int error)
     return (struct ucred){.pid = error, .uid = (uid_t)-1, .gid = (gid_t)-1};
 }
 
-/* Nobody has ids of -1. A negative pid has not been written. */
+/* Ids of -1 mean nobody. A negative pid has not been written. */
 static struct ucred checked(struct ucred cred, int length, int if_nobody)
 {
     if (length != (int)sizeof cred || cred.pid < 0)
@@ -200,7 +195,7 @@ static FOR_PYTHON struct ucred peercred(int fd)
     return checked(cred, length, -ENOTCONN);
 }
 
-/* The number of groups, or a negative result. The kernel writes no -1. */
+/* The number of groups. A group of -1 has not been written. */
 static int number_of_groups(const gid_t *gids, int length)
 {
     const int size = sizeof *gids;
@@ -223,9 +218,9 @@ FOR_PYTHON struct peer {
     int groups; /* what peergroups() says */
 };
 
-/* Another thread may replace the descriptor at any moment, so ask a duplicate. If
-   it became number 2 in a process without standard error, the peer would get what
-   other threads log. Closing it can block, if it is the socket's last descriptor. */
+/* Another thread may replace the descriptor, so ask a duplicate. If that became
+   number 2 in a process without standard error, the peer would get what other
+   threads log. If it is the socket's last descriptor, closing it can block. */
 static FOR_PYTHON struct peer peercred_and_groups(int fd, gid_t *gids, int count)
 {
     int duplicate = fcntl(fd, F_DUPFD_CLOEXEC, 3), length, error;
@@ -249,8 +244,7 @@ static FOR_PYTHON int peersec(int fd, char *label, socklen_t size)
     return length > 0 && label[length - 1] == (char)0xff ? -EPROTO : length;
 }
 
-/* With less room than an int, the kernel would open a descriptor and cut off its
-   number. */
+/* With less room than an int, the kernel would cut off the new pidfd's number. */
 static FOR_PYTHON int peerpidfd(int fd, struct owned *owned)
 {
     int pidfd = int_option(fd, SO_PEERPIDFD), error = check_peer(fd);
@@ -263,8 +257,7 @@ static FOR_PYTHON int peerpidfd(int fd, struct owned *owned)
 }
 
 /* The pid of a pidfd's process in this /proc. ESRCH: it has been reaped. ENOENT:
-   it is not shown. (/proc/self has the descriptors of the thread group's leader,
-   which may be others.) */
+   it is not shown. (/proc/self has the descriptors of the thread group's leader.) */
 static int pid_in_proc(int pidfd)
 {
     char path[64], text[1024] = "";
@@ -279,7 +272,6 @@ static int pid_in_proc(int pidfd)
     return pid > 0 ? pid : pid < 0 ? -ESRCH : -ENOENT;
 }
 
-/* The directory of a process in /proc. */
 static int open_directory(int pid)
 {
     char path[32];
@@ -295,9 +287,9 @@ static int open_directory(int pid)
     return -ENOENT;
 }
 
-/* The same for the pidfd of `holder`, for `owned`. Look twice: until a process has
-   been reaped, nobody else has its number. Look at the count last: as long as the
-   pidfd is owned, nobody has closed it and opened another. */
+/* Opens the directory of the holder's pidfd. Until a process has been reaped,
+   nobody else has its number, so look again. While the pidfd is owned, nobody has
+   closed it and opened another, so look at the count last. */
 static FOR_PYTHON int open_proc(struct owned *holder, struct owned *owned)
 {
     int pidfd = holder->fds[OWN_PIDFD][0], pid = pid_in_proc(pidfd), error;
@@ -319,8 +311,8 @@ FOR_PYTHON enum { PASS_CREDS = 1, PASS_PIDFD = 2, PASS_LABEL = 4, PASS_FDS = 8 }
 static const int OPTIONS[] = {SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC, SO_PASSRIGHTS};
 enum { OPTIONS_COUNT = sizeof OPTIONS / sizeof *OPTIONS };
 
-/* Which of these options are on. (Up to Linux 6.12, sockets of other families have
-   SO_PASSCRED too, without any effect.) */
+/* Which of these are on. (Up to Linux 6.12, other families have SO_PASSCRED too,
+   without any effect.) */
 static FOR_PYTHON int pass_options(int fd, int options)
 {
     int bits = 0, family = int_option(fd, SO_DOMAIN);
@@ -351,7 +343,7 @@ static int set_option(int fd, int i, int options)
     return errno == ENOPROTOOPT && (!on || OPTIONS[i] == SO_PASSRIGHTS) ? 0 : -errno;
 }
 
-/* Turns these options on and the others off. After an error, all are as before. */
+/* Turns these on and the others off. After an error, all are as before. */
 static FOR_PYTHON int set_pass_options(int fd, int options)
 {
     int i, error = 0, before = pass_options(fd, ~0);
@@ -365,8 +357,8 @@ static FOR_PYTHON int set_pass_options(int fd, int options)
     return error;
 }
 
-/* The kernel puts the pidfd last. The last item gets no padding, because CMSG_SPACE
-   of one descriptor has room for two. */
+/* The pidfd comes last. The last item gets no padding, because CMSG_SPACE of one
+   descriptor has room for two. */
 static size_t control_size(int options, int fds)
 {
     size_t attached = (size_t)fds * sizeof(int), last = options & PASS_PIDFD ? sizeof(int) : attached;
@@ -379,25 +371,24 @@ static size_t control_size(int options, int fds)
 }
 
 FOR_PYTHON struct received {
-    struct ucred cred; /* the pid is negative if there are none */
+    struct ucred cred; /* pid < 0 if there are none */
     ssize_t length;    /* of the data, or -errno */
     struct sockaddr_un address;
     int address_length; /* 0 or less if there is none */
     int label_length;   /* 0 if there is none */
     int flags;
-    int pidfd_error; /* -errno if the kernel could not open a pidfd */
-    int kept;        /* descriptors that are owned now, without strays */
+    int pidfd_error; /* -errno if the kernel opened none */
+    int kept;        /* descriptors that are owned now, except strays */
 };
 
-/* Keeps up to `room` descriptors. The others are strays. Those are closed if they
-   have no owner: they came in room for an option that another process has turned
-   off. */
-static void keep_fds(struct received *received, struct owned *owned, int kind, int room, const char *payload, size_t size)
+/* Keeps up to `room` descriptors. The others are strays. Without an owner, they
+   came in room for an option that another process has turned off. */
+static void keep_fds(struct received *received, struct owned *owned, int kind, int room, const char *fds, size_t size)
 {
     int fd;
 
-    for (; size >= sizeof fd; payload += sizeof fd, size -= sizeof fd) {
-        memcpy(&fd, payload, sizeof fd);
+    for (; size >= sizeof fd; fds += sizeof fd, size -= sizeof fd) {
+        memcpy(&fd, fds, sizeof fd);
         if (fd < 0) {
             received->pidfd_error = fd;
         } else if (own(owned, kind, room, fd)) {
@@ -410,10 +401,10 @@ static void keep_fds(struct received *received, struct owned *owned, int kind, i
     }
 }
 
-/* recvmsg(2) with room for what these options and max_fds ask for. EMSGSIZE: the
-   credentials or the label are incomplete. */
-static FOR_PYTHON struct received receive(int fd, char *data, size_t size, int flags, int options, int max_fds, char *label,
-                               struct owned *owned)
+/* recvmsg(2) with room for these options and max_fds. EMSGSIZE: the credentials or
+   the label are incomplete. */
+static FOR_PYTHON struct received receive(int fd, char *data, size_t size, int flags, int options, int max_fds,
+                                          char *label, struct owned *owned)
 {
     _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(LABEL_MAX)
                                           + CMSG_SPACE(FDS_MAX * sizeof(int)) + CMSG_SPACE(sizeof(int))];
@@ -448,19 +439,18 @@ static FOR_PYTHON struct received receive(int fd, char *data, size_t size, int f
             break;
         const char *payload = (const char *)CMSG_DATA(part);
         size_t length = part->cmsg_len - CMSG_LEN(0);
+        int type = part->cmsg_level == SOL_SOCKET ? part->cmsg_type : -1;
 
-        if (part->cmsg_level != SOL_SOCKET)
-            continue;
-        if (part->cmsg_type == SCM_CREDENTIALS) {
+        if (type == SCM_CREDENTIALS) {
             incomplete |= stamped++ || length != sizeof received.cred;
             if (!incomplete)
                 memcpy(&received.cred, payload, sizeof received.cred);
-        } else if (part->cmsg_type == SCM_SECURITY && label != NULL) {
+        } else if (type == SCM_SECURITY && label != NULL) {
             received.label_length = (int)MIN(length, LABEL_MAX);
             memcpy(label, payload, (size_t)received.label_length);
-        } else if (part->cmsg_type == SCM_PIDFD) {
+        } else if (type == SCM_PIDFD) {
             keep_fds(&received, owned, OWN_PIDFD, 1, payload, length);
-        } else if (part->cmsg_type == SCM_RIGHTS) {
+        } else if (type == SCM_RIGHTS) {
             keep_fds(&received, owned, OWN_FDS, max_fds, payload, length);
         }
     }
@@ -475,9 +465,8 @@ static FOR_PYTHON struct received receive(int fd, char *data, size_t size, int f
     return received;
 }
 
-/* The ids of users and groups without a mapping. The kernel reports them for a
-   message that was sent before SO_PASSCRED was on. (Sandboxes hide
-   /proc/sys/kernel, which has them too.) */
+/* The ids of those without a mapping, which the kernel reports for a message that
+   was sent before SO_PASSCRED was on. (Sandboxes hide /proc/sys/kernel.) */
 static FOR_PYTHON struct ucred overflow_ids(void)
 {
     struct received received;
@@ -495,9 +484,8 @@ static FOR_PYTHON struct ucred overflow_ids(void)
     return received.length < 0 ? refused((int)received.length) : received.cred;
 }
 
-/* cffi's code follows, and would release the GIL around each call. Outside
-   WITHOUT_GIL, none blocks, and getting the GIL back costs a switch interval for
-   each busy thread. */
+/* cffi's code follows. It would release the GIL around each call, and getting it
+   back costs a switch interval for each busy thread. What blocks releases it itself. */
 #undef Py_BEGIN_ALLOW_THREADS
 #undef Py_END_ALLOW_THREADS
 #define Py_BEGIN_ALLOW_THREADS {

@@ -1,4 +1,4 @@
-# Types of the compiled module, whose C surface is in build_ffi.py.
+# Types of the compiled module: of what is marked in _libc.c.
 
 from typing import Any, Protocol
 

@@ -255,8 +255,15 @@ def test_option_that_the_compiler_does_not_know(tree, variable):
     result = build(tree, environment={variable: "--no-such-option"})
     assert result.returncode == 1
     assert "--no-such-option" in result.stderr
-    assert re.match("peercred cannot be compiled: .+", result.stderr.splitlines()[-1])
+    assert re.match(f"peercred cannot be compiled: {variable}='--no-such-option': .+", result.stderr.splitlines()[-1])
     assert "Traceback" not in result.stderr
+
+
+@needs_compiler
+def test_compiler_that_says_nothing(tree):
+    """A compiler that fails without a word is named."""
+    result = build(tree, environment={"CC": "false"})
+    assert (result.returncode, result.stderr) == (1, "peercred cannot be compiled: CC='false': false ended with 1\n")
 
 
 def pretending(platform, system, name):
