@@ -58,12 +58,8 @@ def ffibuilder():
 
     ffi = FFI()
     ffi.cdef(DECLARATIONS + ";".join(MARKED) + ";")
-    ffi.set_source(
-        "peercred._libc",
-        SOURCE,
-        extra_compile_args=["-D_GNU_SOURCE", "-g0"],  # debug data would hold a temporary path
-        py_limited_api=ABI3,
-    )
+    # -g0, because debug data would hold a temporary path
+    ffi.set_source("peercred._libc", SOURCE, extra_compile_args=["-D_GNU_SOURCE", "-g0"], py_limited_api=ABI3)
     return ffi
 
 

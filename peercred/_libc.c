@@ -48,9 +48,9 @@
 FOR_PYTHON enum { GROUPS_MAX = 65536, FDS_MAX = 253, LABEL_MAX = 4096 };
 
 /* A function that fails returns -errno, as its result or as the pid of its struct.
-   (An unsigned 32-bit answer needs a wider result.) If another call than the
-   option's own has failed, one of these is subtracted. cffi's saved errno would
-   not do: a signal handler may change it before Python reads it. */
+   (An unsigned 32-bit answer needs a wider result.) If it was not the option's own
+   call that failed, one of these is subtracted. cffi's saved errno would not do: a
+   signal handler may change it before Python reads it. */
 FOR_PYTHON enum { ERRNO_MAX = 4095, IN_GETPEERNAME = 1 << 12, IN_DUPFD = 2 << 12, IN_SO_TYPE = 3 << 12,
                   IN_SO_DOMAIN = 4 << 12 };
 
@@ -84,7 +84,7 @@ static FOR_PYTHON int int_option(int fd, int option)
 }
 
 /* Open descriptors. Each is taken in one atomic step, so no two threads get the
-   same. With zeroes, it owns nothing. */
+   same. */
 FOR_PYTHON struct owned {
     int released; /* somebody else owns them */
     int count[3];
@@ -92,7 +92,7 @@ FOR_PYTHON struct owned {
 };
 FOR_PYTHON enum { OWN_PIDFD, OWN_FDS, OWN_STRAYS /* what nobody asked for */ };
 
-/* Is there an owner, with room? */
+/* Returns 0 if there is no owner, or no room. */
 static int own(struct owned *owned, int kind, int room, int fd)
 {
     if (owned == NULL || owned->count[kind] >= room)
@@ -144,8 +144,8 @@ static FOR_PYTHON void close_owned(struct owned *owned)
 
 /* 0 if the socket is connected to one Unix socket. SO_PEER* succeed without that:
    listening sockets and all Bluetooth sockets answer with their own ids. A
-   datagram socketpair names its maker even when it is connected elsewhere, but
-   then its peer has an address. */
+   datagram socketpair still names its maker when it is connected elsewhere, to an
+   address. */
 static int check_peer(int fd)
 {
     struct sockaddr_un address = {.sun_family = AF_UNSPEC};
@@ -218,9 +218,9 @@ FOR_PYTHON struct peer {
     int groups; /* what peergroups() says */
 };
 
-/* Another thread may replace the descriptor, so ask a duplicate. If that became
-   number 2 in a process without standard error, the peer would get what other
-   threads log. If it is the socket's last descriptor, closing it can block. */
+/* Another thread may replace the descriptor, so ask a duplicate. As number 2, it
+   would get what other threads log to standard error. If it is the socket's last
+   descriptor, closing it can block. */
 static FOR_PYTHON struct peer peercred_and_groups(int fd, gid_t *gids, int count)
 {
     int duplicate = fcntl(fd, F_DUPFD_CLOEXEC, 3), length, error;
@@ -256,8 +256,8 @@ static FOR_PYTHON int peerpidfd(int fd, struct owned *owned)
     return error < 0 ? error : pidfd;
 }
 
-/* The pid of a pidfd's process in this /proc. ESRCH: it has been reaped. ENOENT:
-   it is not shown. (/proc/self has the descriptors of the thread group's leader.) */
+/* ESRCH: the process has been reaped. ENOENT: this /proc does not show it.
+   (/proc/self has the descriptors of the thread group's leader.) */
 static int pid_in_proc(int pidfd)
 {
     char path[64], text[1024] = "";
@@ -287,9 +287,9 @@ static int open_directory(int pid)
     return -ENOENT;
 }
 
-/* Opens the directory of the holder's pidfd. Until a process has been reaped,
-   nobody else has its number, so look again. While the pidfd is owned, nobody has
-   closed it and opened another, so look at the count last. */
+/* Until a process has been reaped, nobody else has its pid, so look again. While
+   the pidfd is owned, nobody has closed it and opened another, so look at the count
+   last. */
 static FOR_PYTHON int open_proc(struct owned *holder, struct owned *owned)
 {
     int pidfd = holder->fds[OWN_PIDFD][0], pid = pid_in_proc(pidfd), error;
@@ -465,7 +465,7 @@ static FOR_PYTHON struct received receive(int fd, char *data, size_t size, int f
     return received;
 }
 
-/* The ids of those without a mapping, which the kernel reports for a message that
+/* The ids of those without a mapping. The kernel reports them for a message that
    was sent before SO_PASSCRED was on. (Sandboxes hide /proc/sys/kernel.) */
 static FOR_PYTHON struct ucred overflow_ids(void)
 {
