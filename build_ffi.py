@@ -44,7 +44,7 @@ DECLARATIONS = """
     int getsockopt(int sockfd, int level, int optname, void *optval, socklen_t *optlen);
 
     static const int AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM;
-    static const int SOL_SOCKET, SO_ACCEPTCONN, SO_DOMAIN, SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC, SO_TYPE;
+    static const int SOL_SOCKET, SO_ACCEPTCONN, SO_DOMAIN, SO_TYPE;
     static const int MSG_CTRUNC, MSG_DONTWAIT, MSG_PEEK, SCM_CREDENTIALS, SCM_RIGHTS;
 """
 
@@ -65,11 +65,13 @@ def ffibuilder():
 
 def missing():
     """What this machine lacks to compile the module, or None."""
-    compiler, *options = shlex.split(os.environ.get("CC", sysconfig.get_config_var("CC") or "cc"))
-    if shutil.which(compiler) is None:
-        return f"a C compiler ({compiler})"
+    compiler = shlex.split(os.environ.get("CC", sysconfig.get_config_var("CC") or "cc"))
+    if not compiler:
+        raise ValueError("it names no program")
+    if shutil.which(compiler[0]) is None:
+        return f"a C compiler ({compiler[0]})"
     flags = shlex.split(f"{os.environ.get('CPPFLAGS', '')} {os.environ.get('CFLAGS', '')}")
-    command = [compiler, *options, *flags, "-I", sysconfig.get_path("include"), "-E", "-x", "c", "-"]
+    command = [*compiler, *flags, "-I", sysconfig.get_path("include"), "-E", "-x", "c", "-"]
     includes = "".join(f"#include <{header}>\n" for header in HEADERS)
     ran = subprocess.run(command, input=includes, capture_output=True, text=True)
     if ran.returncode == 0:
@@ -77,7 +79,7 @@ def missing():
     for header, whose in HEADERS.items():
         if header in ran.stderr:
             return f"{whose} ({header})"
-    raise ValueError(ran.stderr.strip() or f"{compiler} ended with {ran.returncode}")
+    raise ValueError(ran.stderr.strip() or f"{compiler[0]} ended with {ran.returncode}")
 
 
 def compiled():

@@ -52,7 +52,8 @@ FOR_PYTHON enum { GROUPS_MAX = 65536, FDS_MAX = 253, LABEL_MAX = 4096 };
    call that failed, one of these is subtracted. cffi's saved errno would not do: a
    signal handler may change it before Python reads it. */
 FOR_PYTHON enum { ERRNO_MAX = 4095, IN_GETPEERNAME = 1 << 12, IN_DUPFD = 2 << 12, IN_SO_TYPE = 3 << 12,
-                  IN_SO_DOMAIN = 4 << 12 };
+                  IN_SO_DOMAIN = 4 << 12, IN_SO_PASSCRED = 5 << 12, IN_SO_PASSPIDFD = 6 << 12, IN_SO_PASSSEC = 7 << 12,
+                  IN_SO_PASSRIGHTS = 8 << 12 };
 
 /* For close(2) and recvmsg(2), which can block. PyPy has already released it. */
 #if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
@@ -310,6 +311,7 @@ FOR_PYTHON enum { PASS_CREDS = 1, PASS_PIDFD = 2, PASS_LABEL = 4, PASS_FDS = 8 }
 /* In the order of the bits. Without SO_PASSRIGHTS, a kernel passes descriptors. */
 static const int OPTIONS[] = {SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC, SO_PASSRIGHTS};
 enum { OPTIONS_COUNT = sizeof OPTIONS / sizeof *OPTIONS };
+#define IN_OPTION(i) (IN_SO_PASSCRED + ((i) << 12))
 
 /* Which of these are on. (Up to Linux 6.12, other families have SO_PASSCRED too,
    without any effect.) */
@@ -327,7 +329,7 @@ static FOR_PYTHON int pass_options(int fd, int options)
         if (on == -ENOPROTOOPT)
             on = OPTIONS[i] == SO_PASSRIGHTS;
         if (on < 0)
-            return on;
+            return on - IN_OPTION(i);
         bits |= (on != 0) << i;
     }
     return bits;
@@ -340,7 +342,7 @@ static int set_option(int fd, int i, int options)
     if (setsockopt(fd, SOL_SOCKET, OPTIONS[i], &on, sizeof on) == 0)
         return 0;
     /* An option that the kernel lacks need not be turned off. */
-    return errno == ENOPROTOOPT && (!on || OPTIONS[i] == SO_PASSRIGHTS) ? 0 : -errno;
+    return errno == ENOPROTOOPT && (!on || OPTIONS[i] == SO_PASSRIGHTS) ? 0 : -errno - IN_OPTION(i);
 }
 
 /* Turns these on and the others off. After an error, all are as before. */

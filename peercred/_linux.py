@@ -34,6 +34,10 @@ _OTHER_CALLS = {
     lib.IN_DUPFD: "F_DUPFD_CLOEXEC",
     lib.IN_SO_TYPE: "SO_TYPE",
     lib.IN_SO_DOMAIN: "SO_DOMAIN",
+    lib.IN_SO_PASSCRED: "SO_PASSCRED",
+    lib.IN_SO_PASSPIDFD: "SO_PASSPIDFD",
+    lib.IN_SO_PASSSEC: "SO_PASSSEC",
+    lib.IN_SO_PASSRIGHTS: "SO_PASSRIGHTS",
 }
 
 _FEW_GROUPS = 64  # enough for nearly every process, as GROUPS_MAX is for all
@@ -172,8 +176,8 @@ def overflow_ids() -> tuple[int, int]:
     return ucred.uid, ucred.gid
 
 
-def error_for(fd: int, result: int, call: str) -> OSError:
-    """The exception for a negative result of C.
+def error_for(fd: int, result: int, call: str = "") -> OSError:
+    """The exception for a negative result of C, from this call if not another.
 
     The call has already failed. These queries only choose the words.
     """

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from array import array
-from errno import EAGAIN, EBADF, EINTR, EINVAL, EMSGSIZE, ENOPROTOOPT, EPERM, ESRCH, ETOOMANYREFS
+from errno import EAGAIN, EBADF, EINTR, EINVAL, EMSGSIZE, EPERM, ESRCH, ETOOMANYREFS
 from itertools import islice
 from typing import Any
 
@@ -33,13 +33,6 @@ _DONTWAIT, _PEEK, _CTRUNC = lib.MSG_DONTWAIT, lib.MSG_PEEK, lib.MSG_CTRUNC
 _NULL, _unpack = ffi.NULL, ffi.unpack
 _allocate, _chars = ffi.new_allocator(should_clear_after_alloc=False), ffi.typeof("char[]")  # C fills it
 
-# The options that enable() cannot do without.
-_OPTIONS = {
-    "SO_PASSCRED": (_CREDS, lib.SO_PASSCRED),
-    "SO_PASSPIDFD": (_PIDFD, lib.SO_PASSPIDFD),
-    "SO_PASSSEC": (_LABEL, lib.SO_PASSSEC),
-}
-
 _NO_ROOM = (
     "the kernel had no room for the message's credentials or label: turn off other control messages, such as "
     "SO_TIMESTAMP, and do not change the options while receiving"
@@ -60,9 +53,7 @@ def enable(sock: socket.socket, creds: bool, pidfd: bool, label: bool, fds: bool
         raise ValueError("on a stream socket, the kernel sends a label only with creds or pidfd: enable one of them")
     result = lib.set_pass_options(fd, wanted)
     if result < 0:
-        names = [name for name, (bit, _) in _OPTIONS.items() if wanted & bit]
-        lacking = [name for name in names if _int_option(fd, _OPTIONS[name][1]) == -ENOPROTOOPT]
-        raise error_for(fd, result, ", ".join(lacking or names))
+        raise error_for(fd, result)
 
 
 def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Message:
@@ -81,7 +72,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
         while True:
             options = _pass_options(fd, _SENDER)
             if options < 0:
-                raise error_for(fd, options, "SO_PASSCRED")
+                raise error_for(fd, options)
             if options & (_PIDFD | _LABEL) or max_fds:
                 owner = owner or Owner()
             label = _allocate(_chars, _LABEL_MAX) if options & _LABEL else _NULL
@@ -190,7 +181,7 @@ def _check_flags(flags: int) -> None:
 def _check_family(fd: int) -> None:
     result = _pass_options(fd, 0)
     if result < 0:
-        raise error_for(fd, result, "SO_DOMAIN")
+        raise error_for(fd, result)
 
 
 def _is_stream(fd: int) -> bool:
@@ -222,7 +213,7 @@ def _disbelieve(sock: socket.socket, fd: int, fields: dict[str, Any]) -> None:
 
 def _address(raw: bytes) -> str | bytes:
     """An abstract address as bytes, and a path as str."""
-    return raw if raw.startswith(b"\0") else os.fsdecode(raw.split(b"\0", 1)[0])
+    return raw if raw.startswith(b"\0") else os.fsdecode(raw.partition(b"\0")[0])
 
 
 def _no_pidfd(errno: int, flags: int) -> OSError | None:

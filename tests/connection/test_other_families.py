@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections import Counter
-from socket import AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_UNIX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM
+from socket import AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_UNIX, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, AddressFamily
 
 import pytest
 from peers import NOBODY, needs_ipv6, needs_root, raw, sockets_of_every_family
@@ -14,9 +14,8 @@ from questions import assert_refused
 import peercred
 from peercred import messages
 
-# Those that people meet have a name in the error.
-NAMED = {AF_INET: "AF_INET", AF_INET6: "AF_INET6", AF_NETLINK: "AF_NETLINK", AF_PACKET: "AF_PACKET"}
-NAMED |= {31: "AF_BLUETOOTH", 40: "AF_VSOCK"}
+# The error names those that this Python has names for.
+NAMED = {family.value: family.name for family in AddressFamily}
 
 
 def words(family):

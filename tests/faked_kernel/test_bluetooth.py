@@ -1,4 +1,4 @@
-"""A Bluetooth socket is nobody's.
+"""A Bluetooth socket has no peer.
 
 It answers with the ids of its own maker, and an accepted one with its
 listener's. Few machines have Bluetooth, so a preloaded library lets Unix
@@ -9,6 +9,7 @@ the kernel has them, are among the families of test_other_families.py.
 from __future__ import annotations
 
 import errno
+import socket
 
 import pytest
 from questions import QUESTIONS
@@ -67,4 +68,5 @@ def test_bluetooth_socket_is_nobody(preloaded, connected, listed):
     assert len(lines) == len(QUESTIONS) + 1
     for line in lines:
         assert line.startswith(f"NoPeerError {errno.EAFNOSUPPORT} only Unix sockets have peer credentials")
-        assert line.endswith("AF_BLUETOOTH")
+        # Some CPythons are built without Bluetooth's headers.
+        assert line.endswith("AF_BLUETOOTH" if hasattr(socket, "AF_BLUETOOTH") else "address family 31")
