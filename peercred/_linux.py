@@ -23,9 +23,9 @@ except ModuleNotFoundError as missing:  # pragma: no cover  # a test imports a c
     raise ImportError(message, name=missing.name) from missing
 
 # What is needed most, bound once: looking up an attribute of lib takes 50 ns.
-_peercred, _peercred_and_groups, _unpack = lib.peercred, lib.peercred_and_groups, ffi.unpack
-_allocate = ffi.new_allocator(should_clear_after_alloc=False)  # C fills it
-_gids, _chars = ffi.typeof("gid_t[]"), ffi.typeof("char[]")
+_peercred, _peercred_and_groups, unpack = lib.peercred, lib.peercred_and_groups, ffi.unpack
+allocate = ffi.new_allocator(should_clear_after_alloc=False)  # C fills it
+_gids, chars = ffi.typeof("gid_t[]"), ffi.typeof("char[]")
 _new, _gc, _close_one, _close_owned = ffi.new, ffi.gc, lib.close_one, lib.close_owned
 
 # What C asks besides the option.
@@ -70,7 +70,7 @@ class Owner:
 
     def numbers(self, kind: int) -> tuple[int, ...]:
         """The descriptors of a kind."""
-        return tuple(_unpack(self.struct.fds[kind], self.struct.count[kind]))
+        return tuple(unpack(self.struct.fds[kind], self.struct.count[kind]))
 
     def move(self, other: Owner, kind: int) -> None:
         """Give the descriptors of a kind to another owner."""
@@ -110,41 +110,41 @@ def read(fd: int) -> Cred:
 
 def read_groups(fd: int) -> tuple[int, ...]:
     """SO_PEERGROUPS."""
-    gids = _allocate(_gids, _FEW_GROUPS)
+    gids = allocate(_gids, _FEW_GROUPS)
     count = lib.peergroups(fd, gids, _FEW_GROUPS)
     if count == -ERANGE:
-        gids = _allocate(_gids, lib.GROUPS_MAX)
+        gids = allocate(_gids, lib.GROUPS_MAX)
         count = lib.peergroups(fd, gids, lib.GROUPS_MAX)
     if count < 0:
         raise error_for(fd, count, "SO_PEERGROUPS")
-    return tuple(_unpack(gids, count))
+    return tuple(unpack(gids, count))
 
 
 def read_with_groups(fd: int) -> tuple[Cred, tuple[int, ...], OSError | None]:
     """SO_PEERCRED and SO_PEERGROUPS of one peer, or why it has no groups."""
-    gids = _allocate(_gids, _FEW_GROUPS)
+    gids = allocate(_gids, _FEW_GROUPS)
     peer = _peercred_and_groups(fd, gids, _FEW_GROUPS)
     if peer.groups == -ERANGE:
-        gids = _allocate(_gids, lib.GROUPS_MAX)
+        gids = allocate(_gids, lib.GROUPS_MAX)
         peer = _peercred_and_groups(fd, gids, lib.GROUPS_MAX)
     cred, count = cred_of(peer.cred), peer.groups
     if cred is None:
         raise error_for(fd, peer.cred.pid, "SO_PEERCRED")
     if count < 0:
         return cred, (), error_for(fd, count, "SO_PEERGROUPS")
-    return cred, tuple(_unpack(gids, count)), None
+    return cred, tuple(unpack(gids, count)), None
 
 
 def read_label(fd: int) -> bytes:
     """SO_PEERSEC."""
-    chars = _allocate(_chars, _SHORT_LABEL)
-    length = lib.peersec(fd, chars, _SHORT_LABEL)
+    buffer = allocate(chars, _SHORT_LABEL)
+    length = lib.peersec(fd, buffer, _SHORT_LABEL)
     if length == -ERANGE:
-        chars = _allocate(_chars, _LONG_LABEL)
-        length = lib.peersec(fd, chars, _LONG_LABEL)
+        buffer = allocate(chars, _LONG_LABEL)
+        length = lib.peersec(fd, buffer, _LONG_LABEL)
     if length < 0:
         raise error_for(fd, length, "SO_PEERSEC")
-    label: bytes = _unpack(chars, length).removesuffix(b"\0")
+    label: bytes = unpack(buffer, length).removesuffix(b"\0")
     if not label:
         raise OSError(ENODATA, "the security module has recorded an empty label")
     return label

@@ -12,8 +12,8 @@ from typing import Any
 
 from ._cred import Cred, cred_of
 from ._libc import ffi, lib
-from ._linux import Owner, error_for, overflow_ids
-from ._message import Message
+from ._linux import Owner, allocate, chars, error_for, overflow_ids, unpack
+from ._message import Message, message_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,18 +30,12 @@ _FDS_MAX, _LABEL_MAX = lib.FDS_MAX, lib.LABEL_MAX
 _SENDER = _CREDS | _PIDFD | _LABEL  # what tells about the sender
 _DONTWAIT, _PEEK, _CTRUNC = lib.MSG_DONTWAIT, lib.MSG_PEEK, lib.MSG_CTRUNC
 
-_NULL, _unpack = ffi.NULL, ffi.unpack
-_allocate, _chars = ffi.new_allocator(should_clear_after_alloc=False), ffi.typeof("char[]")  # C fills it
+_NULL = ffi.NULL
 
 _NO_ROOM = (
     "the kernel had no room for the message's credentials or label: turn off other control messages, such as "
     "SO_TIMESTAMP, and do not change the options while receiving"
 )
-
-# Fill in a Message directly: its __init__ takes more than twice as long. A
-# field that is not set has the class's default.
-_new_object = object.__new__
-_set_fields = vars(Message)["__dict__"].__set__
 
 
 def enable(sock: socket.socket, creds: bool, pidfd: bool, label: bool, fds: bool) -> None:
@@ -68,14 +62,14 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
     flags_in_c = flags if socket.socket.gettimeout(sock) is None else flags | _DONTWAIT
     owner = None
     try:
-        data = _allocate(_chars, bufsize)
+        data = allocate(chars, bufsize)
         while True:
             options = _pass_options(fd, _SENDER)
             if options < 0:
                 raise error_for(fd, options)
             if options & (_PIDFD | _LABEL) or max_fds:
                 owner = owner or Owner()
-            label = _allocate(_chars, _LABEL_MAX) if options & _LABEL else _NULL
+            label = allocate(chars, _LABEL_MAX) if options & _LABEL else _NULL
             owned = owner.struct if owner else _NULL
             received = _receive(fd, data, bufsize, flags_in_c, options, max_fds, label, owned)
             length = received.length
@@ -96,11 +90,11 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
             fd = _fileno(sock)  # another thread may have closed it
 
         cred = cred_of(received.cred)
-        fields = {"data": _unpack(data, length), "cred": cred, "flags": received.flags}
+        fields = {"data": unpack(data, length), "cred": cred, "flags": received.flags}
         if received.address_length > 0:
-            fields["address"] = _address(_unpack(received.address.sun_path, received.address_length))
+            fields["address"] = _address(unpack(received.address.sun_path, received.address_length))
         if received.label_length:
-            fields["label"] = _unpack(label, received.label_length).removesuffix(b"\0") or None
+            fields["label"] = unpack(label, received.label_length).removesuffix(b"\0") or None
         if cred is None or cred.pid is None:
             _disbelieve(sock, fd, fields)
         if owner:
@@ -110,9 +104,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int, max_fds: int) -> Mess
                 owner.close(owner.STRAYS)
             if received.kept:
                 fields["_owner"] = owner
-        message = _new_object(Message)
-        _set_fields(message, fields)
-        return message
+        return message_of(fields)
     except BaseException:
         if owner:
             owner.close()
