@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -47,7 +48,6 @@ from peers import (
     Child,
     become,
     call,
-    connect,
     connect_soon,
     in_pid_namespace,
     needs_cpython,
@@ -307,29 +307,53 @@ def test_no_permission(place, in_process):
     assert (result.returncode, result.stderr) == (1, f"peercred: {place}/socket: Permission denied\n")
 
 
-@needs_cpython("PyPy makes listen(1) of listen(0)")
-def test_full_backlog(place, kind, error_of, monkeypatch):
+@pytest.fixture
+def full(place, kind):
+    """A listening socket of each type whose backlog is full."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+        server.bind(str(place / "socket"))
+        server.listen(0)
+        code = 0
+        while code == 0:  # until one would have to wait
+            client = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+            client.setblocking(False)
+            code = client.connect_ex(server.getsockname())
+        assert code == errno.EAGAIN
+        yield server
+
+
+def test_backlog_that_stays_full(full, error_of, monkeypatch):
     """The command gives up after some seconds if the backlog stays full."""
-    monkeypatch.setattr(module, "TIMEOUT", 0.01)
-    with socket.socket(socket.AF_UNIX, kind) as server:
-        server.bind(str(place / "socket"))
-        server.listen(0)
-        with connect(str(place / "socket"), kind):
-            assert "timed out" in error_of(str(place / "socket"))
+    monkeypatch.setattr(module, "TIMEOUT", 0.05)
+    assert "timed out" in error_of(as_argument(full))
 
 
-@needs_cpython("PyPy makes listen(1) of listen(0)")
+def test_backlog_that_gets_room(full, in_process, monkeypatch):
+    """The command waits for room in a full backlog, and then connects."""
+    waits = []
+
+    def sleep(seconds, sleep=time.sleep):
+        waits.append(seconds)
+        sleep(seconds)
+        if len(waits) == 3:
+            full.accept()[0].close()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    result = in_process("--json", as_argument(full))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["uid"] == os.geteuid()
+    assert len(waits) == 3
+
+
 @pytest.mark.parametrize("number", ENDING)
-def test_signal_while_it_connects(place, number):
+def test_signal_while_it_connects(full, number):
     """A signal ends the command while it connects, without a message."""
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(place / "socket"))
-        server.listen(0)
-        with connect(str(place / "socket")), started(str(place / "socket")) as command:
-            wait_until_asleep(command)
-            command.send_signal(number)
-            assert command.wait() == -number
-            assert command.stderr.read() == ""
+    with started(as_argument(full)) as command:
+        wait_until_asleep(command)
+        command.send_signal(number)
+        assert command.wait() == -number
+        assert command.stderr.read() == ""
 
 
 def test_no_address(server, in_process):
