@@ -9,8 +9,7 @@ from peers import overflow_ids
 
 from peercred import AllowList, Cred
 
-OVERFLOW = dict(zip(("uid", "gid"), overflow_ids(), strict=True))
-
+OVERFLOW = overflow_ids()
 
 PERMITTED = [
     (AllowList(), Cred(1, 0, 0), (), False),
@@ -24,9 +23,9 @@ PERMITTED = [
     (AllowList(gids={5}), Cred(1, 5, 0), iter([4, 5]), True),
     (AllowList(gids={5}), Cred(1, 5, 0), {4, 6}, False),
     (AllowList(gids=range(5, 10)), Cred(1, 5, 0), [9], True),
-    (AllowList(uids=range(2**32 - 1)), Cred(1, OVERFLOW["uid"], 0), (), False),
-    (AllowList(gids=range(2**32 - 1)), Cred(1, 0, OVERFLOW["gid"]), [OVERFLOW["gid"]], False),
-    (AllowList(gids=range(2**32 - 1)), Cred(1, 0, OVERFLOW["gid"]), [OVERFLOW["gid"], 4], True),
+    (AllowList(uids=range(2**32 - 1)), Cred(1, OVERFLOW.uid, 0), (), False),
+    (AllowList(gids=range(2**32 - 1)), Cred(1, 0, OVERFLOW.gid), [OVERFLOW.gid], False),
+    (AllowList(gids=range(2**32 - 1)), Cred(1, 0, OVERFLOW.gid), [OVERFLOW.gid, 4], True),
 ]
 
 

@@ -28,9 +28,7 @@ import peercred
 from peercred import AllowList, Cred
 
 REFUSED = (peercred.NotAllowedError, errno.EACCES)
-
-
-OVERFLOW = dict(zip(("uid", "gid"), overflow_ids(), strict=True))
+OVERFLOW = overflow_ids()
 
 
 @pytest.fixture
@@ -115,11 +113,11 @@ def test_overflow_ids_never_match(peer):
     It may be anyone without a mapping.
     """
     everyone = range(2**32 - 1)
-    assert peer(AllowList(uids=everyone), uid=OVERFLOW["uid"]) == REFUSED
-    assert peer(AllowList(gids=everyone), gid=OVERFLOW["gid"]) == REFUSED
-    assert peer(AllowList(gids=everyone), gid=OVERFLOW["gid"], groups=(OVERFLOW["gid"],)) == REFUSED
-    assert peer(AllowList(gids=everyone), gid=OVERFLOW["gid"], groups=(OVERFLOW["gid"], 27)) == "in"
-    assert peer(AllowList(uids=everyone), uid=OVERFLOW["uid"] - 1) == "in"
+    assert peer(AllowList(uids=everyone), uid=OVERFLOW.uid) == REFUSED
+    assert peer(AllowList(gids=everyone), gid=OVERFLOW.gid) == REFUSED
+    assert peer(AllowList(gids=everyone), gid=OVERFLOW.gid, groups=(OVERFLOW.gid,)) == REFUSED
+    assert peer(AllowList(gids=everyone), gid=OVERFLOW.gid, groups=(OVERFLOW.gid, 27)) == "in"
+    assert peer(AllowList(uids=everyone), uid=OVERFLOW.uid - 1) == "in"
 
 
 @needs_namespaces
@@ -133,7 +131,7 @@ def test_server_without_a_mapping_lets_nobody_in(peer_as):
         before = AllowList(uids={os.geteuid()}, gids={os.getegid()})
         everyone = AllowList(uids=range(2**32 - 1), gids=range(2**32 - 1))
         unshare(CLONE_NEWUSER)
-        assert peercred.read(conn).uid == os.geteuid() == OVERFLOW["uid"]  # what the naive check compares
+        assert peercred.read(conn).uid == os.geteuid() == OVERFLOW.uid  # what the naive check compares
         with pytest.raises(ValueError, match="overflow user id"):
             AllowList(uids={os.geteuid()})
         return outcome(before.require, conn), outcome(everyone.require, conn)

@@ -49,6 +49,7 @@ from peers import (
     become,
     call,
     connect_soon,
+    fill_backlog,
     in_pid_namespace,
     needs_cpython,
     needs_namespaces,
@@ -56,6 +57,7 @@ from peers import (
     needs_pidfd,
     needs_root,
     on_a_terminal,
+    state,
     stranger_with,
 )
 
@@ -314,12 +316,7 @@ def full(place, kind):
         server = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
         server.bind(str(place / "socket"))
         server.listen(0)
-        code = 0
-        while code == 0:  # until one would have to wait
-            client = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
-            client.setblocking(False)
-            code = client.connect_ex(server.getsockname())
-        assert code == errno.EAGAIN
+        fill_backlog(server, stack)
         yield server
 
 
@@ -469,7 +466,7 @@ def test_process_whose_first_thread_has_ended(server):
         LIBC.pthread_exit(None)
 
     with Child(serve) as child:
-        wait_until(lambda: b"\nState:\tZ" in proc_file(child.pid, "status"))
+        wait_until(lambda: state(f"/proc/{child.pid}") == "Z")
         peer = json.loads(output_of("--json", as_argument(server)))
         child.kill()
     assert (peer["pid"], peer["program"], peer["alive"]) == (child.pid, "headless", True)

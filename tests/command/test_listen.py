@@ -26,7 +26,7 @@ from command import (
     wait_until,
     wait_until_asleep,
 )
-from peers import Child, become, connect, needs_passrights, needs_pidfd, needs_root, open_terminal
+from peers import Child, become, connect, needs_passrights, needs_pidfd, needs_root, open_terminal, state
 
 
 def pid_of(line):
@@ -106,7 +106,7 @@ def test_client_that_has_gone(door):
     with listening(door) as command:
         wait_until_asleep(command)
         command.send_signal(signal.SIGSTOP)
-        wait_until(lambda: b"\nState:\tT" in proc_file(command.pid, "status"))
+        wait_until(lambda: state(f"/proc/{command.pid}") == "T")
         with Child(lambda: connect(str(door)).close()) as child:
             child.result()
         command.send_signal(signal.SIGCONT)

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from socket import AF_UNIX, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM
 
 import pytest
-from peers import NOBODY, connect, disconnect, raw
+from peers import NOBODY, connect, disconnect, fill_backlog, raw
 from questions import assert_refused
 
 import peercred
@@ -40,13 +40,7 @@ def would_block(stack, kind):
     """Connecting did not wait, though the queue is full."""
     listener = bound(stack, kind)
     listener.listen(0)
-    while True:
-        sock = unconnected(stack, kind)
-        sock.setblocking(False)
-        try:
-            sock.connect(listener.getsockname())
-        except BlockingIOError:
-            return sock
+    return fill_backlog(listener, stack)
 
 
 def test_every_type():

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from peers import (
     needs_pidfd,
     needs_root,
     outcome,
+    state,
     stranger_with,
     unshare,
 )
@@ -247,9 +249,8 @@ def test_peer_whose_main_thread_has_ended(server):
     command = [sys.executable, "-c", PROGRAM, server.getsockname().hex()]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process, server.accept()[0] as conn:
         assert conn.recv(1) == b"x"
-        main = Path(f"/proc/{process.pid}/task/{process.pid}/status")
-        while "State:\tZ" not in main.read_text():
-            pass
+        while state(f"/proc/{process.pid}") != "Z":
+            time.sleep(0.001)
         proc = peercred.open_proc(conn)
         assert outcome(os.readlink, "exe", dir_fd=proc) == (FileNotFoundError, errno.ENOENT)
         assert look_up(proc, "comm")

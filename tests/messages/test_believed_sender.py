@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from peers import Child, become, call, needs_root
+from peers import Child, become, call, needs_root, state
 
 from peercred import AllowList, messages
 
@@ -51,11 +51,10 @@ def waiting(receiver, receive=lambda sock: messages.receive(sock, 100, socket.MS
 
     def sleeps_in_a_call():
         first = (task / "syscall").read_text()
-        state = (task / "stat").read_text().rpartition(")")[2].split()[0]
         call, *arguments = first.split()
         # The first argument is the socket, except of socketcall(2), i386's.
         of_the_socket = call == "102" or arguments[:1] == [hex(number)]
-        return of_the_socket and state == "S" and (task / "syscall").read_text() == first
+        return of_the_socket and state(task) == "S" and (task / "syscall").read_text() == first
 
     while not sleeps_in_a_call():
         time.sleep(0.001)

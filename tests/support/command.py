@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from peers import CLONE_NEWNS, LIBC, MS_PRIVATE, MS_REC, bind_mount, call, connect, connect_soon, unshare
+from peers import CLONE_NEWNS, LIBC, MS_PRIVATE, MS_REC, bind_mount, call, connect, connect_soon, state, unshare
 
 COMMAND = [sys.executable, "-m", "peercred"]
 # The signals that end the command.
@@ -119,7 +119,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def wait_until_asleep(command: subprocess.Popen[str]) -> None:
     """Wait until the command waits: for a client, or to write its output."""
-    wait_until(lambda: Path(f"/proc/{command.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S")
+    wait_until(lambda: state(f"/proc/{command.pid}") == "S")
 
 
 def full_pipe() -> tuple[int, int]:

@@ -24,7 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -179,6 +179,14 @@ def proc_status(pid: int | str, key: str) -> list[int]:
     raise AssertionError(f"/proc/{pid}/status has no {key}")
 
 
+def state(task: object) -> str:
+    """What a process or thread does, given its directory in /proc.
+
+    "S" says that it waits, "T" that it is stopped, "Z" that it has ended.
+    """
+    return Path(f"{task}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def own() -> Cred:
     """This process, by its real ids."""
     return Cred(os.getpid(), os.getuid(), os.getgid())
@@ -205,10 +213,15 @@ def enabled(sock: socket.socket) -> set[str]:
     return {name for name, on in asked.items() if on not in (0, (OSError, errno.ENOPROTOOPT))}
 
 
-def overflow_ids() -> tuple[int, int]:
+class OverflowIds(NamedTuple):
     """What a uid and a gid without a mapping read as."""
-    uid, gid = (int(Path(f"/proc/sys/kernel/overflow{kind}").read_text()) for kind in ("uid", "gid"))
-    return uid, gid
+
+    uid: int
+    gid: int
+
+
+def overflow_ids() -> OverflowIds:
+    return OverflowIds(*(int(Path(f"/proc/sys/kernel/overflow{kind}").read_text()) for kind in ("uid", "gid")))
 
 
 def open_descriptors() -> dict[str, str]:
@@ -369,6 +382,19 @@ def connect(address: str | bytes, kind: int = socket.SOCK_STREAM) -> socket.sock
         client.close()
         raise
     return client
+
+
+def fill_backlog(server: socket.socket, stack: contextlib.ExitStack) -> socket.socket:
+    """Connect clients to a server, as many as it lets wait.
+
+    The client that is returned was refused, because it would have to wait.
+    """
+    while True:
+        client = stack.enter_context(socket.socket(socket.AF_UNIX, server.type))
+        client.setblocking(False)
+        if code := client.connect_ex(server.getsockname()):
+            assert code == errno.EAGAIN
+            return client
 
 
 def disconnect(sock: socket.socket) -> None:
