@@ -10,7 +10,7 @@ import os
 import socket
 
 import pytest
-from peers import SO_TIMESTAMP, Child, become, call, connect, needs_root, own
+from peers import SO_TIMESTAMP, Child, become, call, connect, needs_root
 
 import peercred
 from peercred import Cred, messages
@@ -79,49 +79,6 @@ def test_two_writers_of_one_stream(pair):
         (b"two", pids[1]),
         (b"three", os.getpid()),
     ]
-
-
-@pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
-@pytest.mark.parametrize("bufsize", [0, 100])
-def test_empty_message_is_real(kind, bufsize):
-    """An empty datagram or seqpacket message has a sender."""
-    receiver, sender = socket.socketpair(socket.AF_UNIX, kind)
-    with receiver, sender:
-        messages.enable(receiver)
-        with Child(lambda: sender.send(b"")) as child:
-            child.result()
-            message = messages.receive(receiver, bufsize)
-        assert (message.data, message.cred.pid) == (b"", child.pid)
-
-
-def test_reading_nothing_of_a_stream(pair):
-    """Reading zero bytes of data that are there names their sender."""
-    receiver, sender = pair
-    messages.enable(receiver)
-    sender.send(b"x")
-    message = messages.receive(receiver, 0)
-    assert (message.data, message.cred) == (b"", own())
-
-
-def test_truncated_data(datagrams):
-    """A datagram that is cut off sets MSG_TRUNC, and its sender is whole."""
-    receiver, sender = datagrams
-    sender.send(b"abcdef")
-    message = messages.receive(receiver, 3)
-    assert (message.data, message.cred, message.flags) == (b"abc", own(), socket.MSG_TRUNC)
-
-
-def test_address(place):
-    """A message has the address that its sender is bound to."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
-        receiver.bind(str(place / "receiver"))
-        messages.enable(receiver)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            messages.send(sender, b"x", address=str(place / "receiver"))
-            assert messages.receive(receiver, 100).address is None
-            sender.bind(str(place / "sender"))
-            messages.send(sender, b"x", address=str(place / "receiver"))
-            assert messages.receive(receiver, 100).address == str(place / "sender")
 
 
 def test_credentials_without_room(datagrams):
