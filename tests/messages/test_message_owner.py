@@ -14,6 +14,8 @@ import os
 import pickle
 import re
 import socket
+import sys
+import warnings
 
 import pytest
 from interrupting import Interrupted, raising_at_call
@@ -27,9 +29,122 @@ from peercred import messages
 def message(pair):
     """A message with two descriptors."""
     receiver, sender = pair
+    messages.enable(receiver)
     attach(sender, b"x", 2)
     with messages.receive(receiver, 100, max_fds=2) as message:
         yield message
+
+
+def test_close(message):
+    """close() closes the descriptors once, and forgets their numbers.
+
+    They may be other descriptors' soon.
+    """
+    fds = message.fds
+    message.close()
+    assert message.fds == ()
+    others = [os.dup(0), os.dup(0)]
+    assert tuple(others) == fds
+    message.close()
+    assert all(map(is_open, others))
+    for fd in others:
+        os.close(fd)
+
+
+def test_with(datagrams):
+    """`with` closes the descriptors, after an error too."""
+    receiver, sender = datagrams
+    socket.send_fds(sender, [b"x"], [0])
+    with pytest.raises(ZeroDivisionError), messages.receive(receiver, 100, max_fds=1) as message:
+        [fd] = message.fds
+        assert is_open(fd)
+        raise ZeroDivisionError
+    assert not is_open(fd)
+
+
+def test_detach_fds(message):
+    """Detached descriptors are the caller's, and close() leaves them alone."""
+    fds = message.detach_fds()
+    assert len(fds) == 2
+    assert (message.fds, message.detach_fds()) == ((), ())
+    message.close()
+    assert all(map(is_open, fds))
+    for fd in fds:
+        os.close(fd)
+
+
+def drop(kept):
+    kept.clear()
+    gc.collect()  # PyPy does not count references
+
+
+def test_dropped(datagrams):
+    """A dropped message closes its descriptors, with a ResourceWarning."""
+    receiver, sender = datagrams
+    socket.send_fds(sender, [b"x"], [0, 0])
+    kept = [messages.receive(receiver, 100, max_fds=2)]
+    fds = kept[0].fds
+    warns = pytest.warns(ResourceWarning, match="peercred closes 2 descriptors that nobody has closed")
+    with warns if sys.implementation.name == "cpython" else contextlib.nullcontext():  # PyPy drops it late
+        drop(kept)
+    assert not any(map(is_open, fds))
+
+
+@needs_cpython("which warns of it")
+def test_dropped_where_warnings_are_errors(datagrams, monkeypatch):
+    """Where the warning is an error, Python reports it, and all is closed."""
+    receiver, sender = datagrams
+    socket.send_fds(sender, [b"x"], [0, 0])
+    kept, seen = [messages.receive(receiver, 100, max_fds=2)], []
+    fds = kept[0].fds
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(unraisable.exc_type))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drop(kept)
+    assert seen == [ResourceWarning]
+    assert not any(map(is_open, fds))
+
+
+@needs_cpython("where objects are dropped at once")
+def test_warning_says_where(pair):
+    """The ResourceWarning names the line that drops the message."""
+    receiver, sender = pair
+    socket.send_fds(sender, [b"x"], [0])
+    message = messages.receive(receiver, 10, max_fds=1)
+    [fd] = message.fds
+    with pytest.warns(ResourceWarning, match="that nobody has closed") as caught:
+        del message
+    [warning] = caught
+    assert warning.filename == __file__
+    assert not is_open(fd)
+
+
+def test_no_copies(message):
+    """A message with descriptors is neither copied nor pickled.
+
+    What replace() makes of it has none.
+    """
+    for function in (copy.copy, copy.deepcopy, pickle.dumps, lambda message: pickle.dumps([message])):
+        with pytest.raises(TypeError, match="cannot be copied or pickled: close or detach them first"):
+            function(message)
+    other = dataclasses.replace(message, data=b"y")
+    assert (other.data, other.cred, other.fds, other.pidfd) == (b"y", message.cred, (), None)
+    other.close()
+    assert all(map(is_open, message.fds))
+
+
+@needs_pidfd
+def test_no_copies_with_a_pidfd_alone(pair):
+    """A message with a pidfd alone cannot be copied, and replace() drops it."""
+    receiver, sender = pair
+    messages.enable(receiver, pidfd=True)
+    sender.send(b"x")
+    with messages.receive(receiver, 10) as message:
+        for function in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="close or detach them first"):
+                function(message)
+        assert dataclasses.replace(message, data=b"y").pidfd is None
+        assert message.pidfd is not None
 
 
 COPIES = {
@@ -70,7 +185,7 @@ def test_copies_own_nothing(message, name):
         os.close(fd)
 
 
-def test_pickled_in_another_process(message):
+def test_forked_process(message):
     """A process that is forked while a message is open has copies.
 
     It closes its own, and the parent's stay open.
