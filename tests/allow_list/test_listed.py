@@ -126,3 +126,22 @@ def test_each_entry_is_checked_as_it_comes(name, bad):
     with pytest.raises((ValueError, TypeError)):
         AllowList(**{name: endless()})
     assert taken == [5, bad]
+
+
+class Everyone(int):
+    """A number that is equal to every other."""
+
+    def __eq__(self, other):
+        return True
+
+    def __hash__(self):
+        return 0
+
+
+@pytest.mark.parametrize("name", ["uids", "gids"])
+def test_numbers_of_other_classes(name):
+    """A number of another class cannot decide who is let in."""
+    allowed = AllowList(**{name: [Everyone(5)]})
+    assert [type(number) for number in getattr(allowed, name)] == [int]
+    assert not allowed.permits(Cred(1, 0, 0))
+    assert allowed.permits(Cred(1, 5, 5))

@@ -10,16 +10,11 @@ import errno
 import os
 import select
 import signal
-import socket
 
 import pytest
 from peers import (
-    Child,
-    call,
     connect,
-    exec_cat,
     fdinfo,
-    fill_table,
     identity,
     in_pid_namespace,
     needs_namespaces,
@@ -28,6 +23,7 @@ from peers import (
     own_identity,
     stranger_with,
 )
+from questions import OPEN_PIDFD
 
 import peercred
 
@@ -37,10 +33,8 @@ pytestmark = [needs_pidfd, needs_pidfd_open]
 @pytest.fixture
 def opened(peer_as):
     """A child that has connected, the connection, and the child's pidfd."""
-    with peer_as() as (child, conn):
-        fd = peercred.open_pidfd(conn)
+    with peer_as() as (child, conn), OPEN_PIDFD.answered(conn) as fd:
         yield child, conn, fd
-        os.close(fd)
 
 
 def test_is_the_process_that_connected(opened):
@@ -137,30 +131,6 @@ def pid_or_none(conn):
         os.close(fd)
 
 
-def test_follows_the_process_through_exec(server):
-    """The pidfd refers to the same process after an exec."""
-
-    with Child(lambda: exec_cat(connect(server.getsockname()))) as child:
-        conn, _ = server.accept()
-        with conn:
-            conn.send(b"x")
-            assert conn.recv(1) == b"x"  # it is cat by now
-            fd = peercred.open_pidfd(conn)
-            assert os.path.basename(os.readlink(f"/proc/{fdinfo(fd)}/exe")) in {"cat", "coreutils", "busybox"}
-            assert identity(fd) == own_identity(child.pid)
-            os.close(fd)
-
-
-def test_clients_own_end_has_the_listener(server):
-    """A client's end has the pidfd of the last caller of listen()."""
-    with Child(server.listen) as other:
-        other.result()
-        with connect(server.getsockname()) as client:
-            fd = peercred.open_pidfd(client)
-            assert identity(fd) == own_identity(other.pid)
-            os.close(fd)
-
-
 @needs_namespaces
 def test_peer_in_another_pid_namespace(server):
     """A peer that cannot be seen has the right pidfd, which works with poll."""
@@ -188,19 +158,3 @@ def test_recycled_pid(peer_as):
                 assert own_identity(stranger.pid) != pid_or_none(conn)
 
     in_pid_namespace(inside)
-
-
-def test_full_table_leaks_nothing(server):
-    """A full table is EMFILE, and is as before."""
-
-    def full():
-        ours, _theirs = socket.socketpair()
-        taken = fill_table()
-        with pytest.raises(OSError, match="Too many open files") as caught:
-            peercred.open_pidfd(ours)
-        os.close(taken.pop())
-        fd = peercred.open_pidfd(ours)  # the one free place is still free
-        os.close(fd)
-        return caught.value.errno
-
-    assert call(full) == errno.EMFILE

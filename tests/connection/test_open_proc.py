@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -24,8 +22,6 @@ from peers import (
     become,
     call,
     connect,
-    exec_cat,
-    free_descriptors,
     in_pid_namespace,
     needs_namespaces,
     needs_pidfd,
@@ -35,6 +31,7 @@ from peers import (
     stranger_with,
     unshare,
 )
+from questions import OPEN_PROC
 
 import peercred
 from peercred import messages
@@ -57,36 +54,20 @@ def uid_of(proc):
 
 
 @pytest.fixture
-def peer(peer_as):
+def opened(peer_as):
     """A child that has connected, the connection, and its directory."""
-    with peer_as() as (child, conn):
-        proc = peercred.open_proc(conn)
+    with peer_as() as (child, conn), OPEN_PROC.answered(conn) as proc:
         yield child, conn, proc
-        os.close(proc)
 
 
-def test_is_the_process_that_connected(peer):
+def test_is_the_process_that_connected(opened):
     """It is the very directory /proc/<pid> of the process that connected."""
-    child, _, proc = peer
+    child, _, proc = opened
     assert os.path.samestat(os.fstat(proc), os.stat(f"/proc/{child.pid}"))
     assert look_up(proc, "stat").split()[0] == str(child.pid)
     assert os.readlink("exe", dir_fd=proc) == os.readlink(f"/proc/{child.pid}/exe")
     assert os.path.samestat(os.stat("exe", dir_fd=proc), os.stat(sys.executable))
     assert "status" in os.listdir(proc)
-
-
-def test_follows_the_process_through_exec(server):
-    """It is the same process after an exec, with its new program."""
-    with Child(lambda: exec_cat(connect(server.getsockname()))) as child:
-        conn, _ = server.accept()
-        with conn:
-            conn.send(b"x")
-            assert conn.recv(1) == b"x"  # it is cat by now
-            proc = peercred.open_proc(conn)
-            assert look_up(proc, "comm") == "cat\n"
-            assert os.path.samestat(os.stat("exe", dir_fd=proc), os.stat(os.path.realpath(shutil.which("cat"))))
-            os.close(proc)
-        assert child.pid > 0
 
 
 @needs_root
@@ -114,9 +95,9 @@ def test_zombie(peer_as):
         os.close(proc)
 
 
-def test_reaped(peer):
+def test_reaped(opened):
     """Once the peer is gone, there is no directory, and the old one is dead."""
-    child, conn, proc = peer
+    child, conn, proc = opened
     child.reap()
     assert outcome(peercred.open_proc, conn) == (ProcessLookupError, errno.ESRCH)
     for name in ("exe", "status", "task", "nothing"):
@@ -258,13 +239,6 @@ def test_peer_whose_main_thread_has_ended(server):
         process.kill()
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_full_table(pair, number):
-    """A full table of descriptors is EMFILE, however far it comes."""
-    with free_descriptors(number):
-        assert outcome(peercred.open_proc, pair[0]) == (OSError, errno.EMFILE)
-
-
 @pytest.fixture
 def message_from(datagrams):
     """A function that lets another process send a message, with a pidfd."""
@@ -315,13 +289,6 @@ def test_message_without_a_pidfd(pair, message_from):
         with pytest.raises(OSError, match=r"has no pidfd: .*was detached or closed") as caught:
             message.open_proc()
         assert caught.value.errno == errno.EBADF
-
-
-def test_socket_of_another_type_that_has_none(server):
-    """A listening socket has no peer, and so no directory."""
-    with socket.socket(socket.AF_UNIX) as unconnected:
-        for conn in (server, unconnected):
-            assert outcome(peercred.open_proc, conn) == (peercred.NoPeerError, errno.ENOTCONN)
 
 
 def test_message_with_other_descriptors(datagrams):

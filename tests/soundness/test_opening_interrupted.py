@@ -8,7 +8,7 @@ import os
 import sys
 
 import pytest
-from interrupting import Interrupted, ours, raise_when
+from interrupting import Interrupted, ours
 from peers import call, fill_table, is_open, needs_cpython, needs_pidfd
 from questions import OPENING
 
@@ -17,6 +17,17 @@ pytestmark = [
     needs_cpython("it interrupts by sys.setprofile()"),
     pytest.mark.parametrize("function", [question.function for question in OPENING]),
 ]
+
+
+def raise_when(condition):
+    """Raise at the first event of sys.setprofile() that is so, and no more."""
+
+    def profile(frame, event, _):
+        if condition(frame, event):
+            sys.setprofile(None)
+            raise Interrupted
+
+    sys.setprofile(profile)
 
 
 def test_number_nought(pair, function):

@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 
-from peers import become, call, connect, interrupted_by, needs_root, outcome
+from peers import call, connect, interrupted_by, needs_root, outcome
 
 import peercred
 from peercred import Cred
@@ -32,42 +32,6 @@ def test_thread_that_connects_is_known_by_its_process(server):
 def test_read_after_fork(pair):
     """A child reads the connection that it inherited."""
     assert call(lambda: peercred.read(pair[0])) == Cred(os.getpid(), os.geteuid(), os.getegid())
-
-
-@needs_root
-def test_every_connection_has_its_own_answer_in_threads(server):
-    """Sixteen threads read sixteen peers at once, and no answer strays.
-
-    In between they fail on another socket.
-    """
-    peers = []
-    for number in range(16):
-
-        def client(number=number):
-            become(uid=1000 + number, gid=2000 + number)
-            connect(server.getsockname()).close()
-
-        call(client)
-        peers.append((server.accept()[0], 1000 + number, 2000 + number))
-    start = threading.Barrier(len(peers))
-    wrong = []
-
-    def hammer(conn, uid, gid):
-        start.wait()
-        for _ in range(2000):
-            cred = peercred.read(conn)
-            failure = outcome(peercred.read, server)
-            if (cred.uid, cred.gid) != (uid, gid) or failure != (peercred.NoPeerError, errno.ENOTCONN):
-                wrong.append((cred, failure))
-
-    threads = [threading.Thread(target=hammer, args=peer) for peer in peers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for conn, _, _ in peers:
-        conn.close()
-    assert wrong == []
 
 
 @needs_root

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pytest
 from crowd import THREADS, attempts
-from peers import needs_root
+from peers import needs_root, outcome
 from questions import QUESTIONS, Peer
 
 import peercred
@@ -109,8 +109,11 @@ class Oracle:
 
 
 @needs_root
-def test_connections_that_do_not_change(peers, crowd, effort):
-    """Each of 32 threads gets the answers for its own connection."""
+def test_connections_that_do_not_change(peers, server, crowd, effort):
+    """Each of 32 threads gets the answers for its own connection.
+
+    In between they fail on another socket.
+    """
 
     def ask(conn, peer):
         cred = peer.cred
@@ -118,6 +121,7 @@ def test_connections_that_do_not_change(peers, crowd, effort):
         for _ in range(100 * effort):
             for question in QUESTIONS:
                 question.assert_about(conn, peer)
+                assert outcome(question.function, server) == (peercred.NoPeerError, errno.ENOTCONN)
             assert allowed.require(conn.fileno()) == cred
             with pytest.raises(PermissionError, match=f"uid {cred.uid}, gid {cred.gid}"):
                 stranger.require(conn)

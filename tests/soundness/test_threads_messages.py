@@ -134,24 +134,3 @@ def test_senders_and_receivers_of_their_own(crowd, effort):
     with contextlib.ExitStack() as stack:
         pairs = [tuple(map(stack.enter_context, socket.socketpair())) for _ in range(THREADS)]
         crowd([lambda done, number=number, pair=pair: talk(number, *pair) for number, pair in enumerate(pairs)])
-
-
-def test_one_message_closed_by_all(pair, crowd, effort):
-    """32 threads that close one message close each descriptor only once.
-
-    A second time, they would close a descriptor that was opened meanwhile.
-    """
-    receiver, sender = pair
-    for _ in range(5 * effort):
-        attach(sender, b"x", 100)
-        message, opened = messages.receive(receiver, 1, max_fds=100), []
-
-        def close(done, message=message, opened=opened):
-            message.close()
-            opened.append(os.dup(1))  # gets the number of one that was closed
-
-        crowd([close] * THREADS)
-        assert message.fds == ()
-        assert len(set(opened)) == THREADS
-        for fd in opened:
-            os.close(fd)

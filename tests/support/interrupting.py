@@ -136,17 +136,6 @@ def prepared(case: Case) -> Generator[tuple[Table, Call], None, None]:
             steps.send(results.pop() if results else None)
 
 
-def raise_when(condition: Callable[[FrameType, str], bool]) -> None:
-    """Raise at the first event of sys.setprofile() that is so, and no more."""
-
-    def profile(frame, event, _):
-        if condition(frame, event):
-            sys.setprofile(None)
-            raise Interrupted
-
-    sys.setprofile(profile)
-
-
 @contextlib.contextmanager
 def raising_at_bytecode(number: int, look: Callable[[], None]) -> Generator[list[str], None, None]:
     """Raise at this bytecode of the package, counted from 0.

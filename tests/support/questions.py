@@ -89,7 +89,7 @@ class Question:
 
 
 def is_label(answer: Any, _: Peer) -> bool:
-    """test_taken_labels.py looks at whose label it is."""
+    """test_read_label.py looks at whose label it is."""
     return type(answer) is bytes and bool(answer)
 
 
@@ -101,12 +101,14 @@ def is_proc(answer: int, peer: Peer) -> bool:
     return not os.get_inheritable(answer) and os.path.samestat(os.fstat(answer), os.stat(f"/proc/{peer.cred.pid}"))
 
 
+OPEN_PIDFD = Question("open_pidfd", "SO_PEERPIDFD", "6.5", is_pidfd, opens=True)
+OPEN_PROC = Question("open_proc", "SO_PEERPIDFD", "6.5", is_proc, opens=True)
 QUESTIONS = (
     Question("read", "SO_PEERCRED", "2.2", lambda answer, peer: answer == peer.cred),
     Question("read_groups", "SO_PEERGROUPS", "4.13", lambda answer, peer: answer == peer.groups),
     Question("read_label", "SO_PEERSEC", "2.6.2", is_label),
-    Question("open_pidfd", "SO_PEERPIDFD", "6.5", is_pidfd, opens=True),
-    Question("open_proc", "SO_PEERPIDFD", "6.5", is_proc, opens=True),
+    OPEN_PIDFD,
+    OPEN_PROC,
 )
 OPENING = [question for question in QUESTIONS if question.opens]
 FUNCTIONS = [question.function for question in QUESTIONS]
