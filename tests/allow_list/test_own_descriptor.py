@@ -14,9 +14,7 @@ import peercred
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
-#include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -48,33 +46,18 @@ int close(int fd)
     }
     return real(fd);
 }
-
-/* fcntl(2), but with FULL the table of descriptors is full. */
-#define FCNTL(name)                                                             \
-    int name(int fd, int command, ...)                                          \
-    {                                                                           \
-        int (*real)(int, int, ...) = dlsym(RTLD_NEXT, #name);                   \
-        va_list arguments;                                                      \
-        long argument;                                                          \
-                                                                                \
-        va_start(arguments, command);                                           \
-        argument = va_arg(arguments, long);                                     \
-        va_end(arguments);                                                      \
-        if (command == F_DUPFD_CLOEXEC && getenv("FULL"))                       \
-            return errno = EMFILE, -1;                                          \
-        return real(fd, command, argument);                                     \
-    }
-FCNTL(fcntl)
-FCNTL(fcntl64)
 """
 
 PROGRAM = """
-import errno, os, socket, peercred
+import errno, os, resource, socket, peercred
 ours, theirs = socket.socketpair()
+allowed = peercred.AllowList(gids={2**32 - 2})
 for number in os.environ.get("CLOSE", "").split():
     os.close(int(number))
+if "FULL" in os.environ:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (theirs.fileno() + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 try:
-    peercred.AllowList(gids={2**32 - 2}).require(ours)
+    allowed.require(ours)
 except OSError as error:
     print("refused", ours.fileno(), type(error).__name__, errno.errorcode[error.errno], flush=True)
 """

@@ -33,6 +33,7 @@ from command import (
     default_signals,
     full_pipe,
     listening,
+    named,
     proc_file,
     started,
     terminate,
@@ -82,21 +83,44 @@ def test_path_is_escaped(in_process, hostile, place):
 
 
 @needs_pidfd
-def test_hostile_program_name_is_escaped(server, in_process):
+@pytest.mark.parametrize("hostile", HOSTILE, ids=ascii)
+def test_program_name_is_escaped(server, in_process, hostile):
     """A hostile program name is escaped, and stays on its line."""
+    with named(server, hostile) as child:
+        output = in_process(as_argument(server)).stdout
+        assert_safe(output)
+        assert len(output.splitlines()) == 9
+        program = proc_file(child.pid, "comm").removesuffix(b"\n").decode(errors="backslashreplace")
+        assert json.loads(in_process("--json", as_argument(server)).stdout)["program"] == program
 
-    def listen(hostile):
+
+@needs_pidfd
+def test_escapes_are_pythons(server, in_process):
+    """Escapes are as in Python. In JSON, only what is not UTF-8 is escaped."""
+    with named(server, b"\x1b[2J\xff\nroot"):
+        assert r"program: \x1b[2J\xff\nroot" in in_process(as_argument(server)).stdout.splitlines()
+        assert json.loads(in_process("--json", as_argument(server)).stdout)["program"] == "\x1b[2J\\xff\nroot"
+
+
+@needs_pidfd
+def test_command_line_is_escaped(server, in_process):
+    """Hostile arguments are escaped. In JSON they stand unchanged."""
+    words = ["\x1b]0;title\x07", "-c", "import sys; sys.stdin.read()", "\x1b[31mred\x07\n\x9b2J"]
+
+    def listen():
         server.listen()
-        Path("/proc/self/comm").write_bytes(hostile)
+        stdin, hold = os.pipe()
+        os.dup2(stdin, 0)
+        os.set_inheritable(hold, True)
+        os.execv(sys.executable, words)
 
-    for hostile in HOSTILE:
-        with Child(lambda hostile=hostile: listen(hostile)) as child:
-            child.result()
-            output = in_process(as_argument(server)).stdout
-            assert_safe(output)
-            assert len(output.splitlines()) == 9
-            program = proc_file(child.pid, "comm").removesuffix(b"\n").decode(errors="backslashreplace")
-            assert json.loads(in_process("--json", as_argument(server)).stdout)["program"] == program
+    with Child(listen) as child:
+        wait_until(lambda: words[-1].encode() in proc_file(child.pid, "cmdline"))
+        output = in_process(as_argument(server)).stdout
+        assert json.loads(in_process("--json", as_argument(server)).stdout)["command"] == words
+        assert r"\x1b]0;title\x07" in output
+        assert_safe(output)
+        child.kill()
 
 
 @needs_pidfd
@@ -116,7 +140,7 @@ def test_program_name_cannot_pose_as_another_column(door):
 
 @needs_namespaces
 @pytest.mark.parametrize("hostile", [name for name in HOSTILE if name != b"\n"], ids=ascii)
-def test_hostile_user_and_group_names_are_escaped(server, tmp_path, hostile, in_process):
+def test_user_and_group_names_are_escaped(server, tmp_path, hostile, in_process):
     """Hostile user and group names are escaped, and stay on their lines."""
 
     def ask():

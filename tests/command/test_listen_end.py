@@ -51,10 +51,11 @@ def test_signal_that_is_ignored_stays_ignored(door):
         assert command.stdout.readline()
 
 
-@pytest.fixture
-def blocked(door):
+@pytest.fixture(params=[True, False], ids=["blocking pipe", "non-blocking pipe"])
+def blocked(door, request):
     """The command as it waits to write a line."""
     reader, writer = full_pipe()
+    os.set_blocking(writer, request.param)
     with listening(door, stdout=writer) as command, open(reader, "rb"):
         os.close(writer)
         wait_until_asleep(command)

@@ -11,17 +11,14 @@ import resource
 import shlex
 import socket
 import subprocess
-from pathlib import Path
 
 import pytest
 from command import (
     COMMAND,
-    ENDING,
     ENVIRONMENT,
     as_argument,
-    ended_by,
     full_pipe,
-    listening,
+    named,
     proc_file,
     run,
     started,
@@ -154,20 +151,6 @@ def test_full_pipe_that_does_not_block(server, environment):
         assert (command.wait(), command.stderr.read()) == (0, "")
 
 
-@pytest.mark.parametrize("number", ENDING)
-def test_signal_while_a_full_pipe_does_not_block(door, number):
-    """A signal ends --listen while it waits for a non-blocking pipe."""
-    reader, writer = full_pipe()
-    os.set_blocking(writer, False)
-    with open(reader, "rb"), listening(door, stdout=writer) as command:
-        os.close(writer)
-        wait_until_asleep(command)
-        command.send_signal(number)
-        assert ended_by(command, number)
-        assert command.stderr.read() == ""
-    assert not door.exists()
-
-
 def test_limit_on_the_size_of_files(server, in_process):
     """If its output file may not grow, the command fails and says why."""
 
@@ -235,16 +218,10 @@ def outputs_about(name, arguments, env):
 
     That is on standard output, and on standard error if nobody listens.
     """
-
-    def listen(server):
-        server.listen()
-        Path("/proc/self/comm").write_bytes(name.encode())
-
     address = f"peercred-{os.getpid()}-{name}".encode()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(b"\0" + address)
-        with Child(lambda: listen(server)) as child:
-            child.result()
+        with named(server, name.encode()):
             answer = subprocess.run([*COMMAND, *arguments, b"@" + address], env=env, capture_output=True, check=True)
     error = subprocess.run([*COMMAND, *arguments, b"@" + address], env=env, capture_output=True, check=False)
     assert (answer.stderr, error.stdout) == (b"", b"")

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from peers import CLONE_NEWNS, LIBC, MS_PRIVATE, MS_REC, bind_mount, call, connect, connect_soon, state, unshare
+from peers import CLONE_NEWNS, LIBC, MS_PRIVATE, MS_REC, Child, bind_mount, call, connect, connect_soon, state, unshare
 
 COMMAND = [sys.executable, "-m", "peercred"]
 # The signals that end the command.
@@ -109,6 +109,19 @@ def started(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
             command.kill()
             raise
         command.terminate()
+
+
+@contextlib.contextmanager
+def named(server: socket.socket, name: bytes) -> Iterator[Child]:
+    """A process in which `server` listens, and whose program has this name."""
+
+    def listen() -> None:
+        server.listen()
+        Path("/proc/self/comm").write_bytes(name)
+
+    with Child(listen) as child:
+        child.result()
+        yield child
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
