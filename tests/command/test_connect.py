@@ -27,6 +27,7 @@ from command import (
     KEYS,
     as_argument,
     call_with_names,
+    error_line,
     full_pipe,
     group_name,
     leave_dead_socket,
@@ -60,6 +61,7 @@ from peers import (
     state,
     stranger_with,
 )
+from seccomp import needs_seccomp, refuse_option
 
 from peercred._command import connect as module
 from peercred._command.connect import connected
@@ -181,52 +183,39 @@ def test_listener_in_another_pid_namespace(server):
     assert {f"program: {UNKNOWN}", f"command: {UNKNOWN}", f"alive: {UNKNOWN}"} <= set(lines)
 
 
-NO_OPTION = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <sys/socket.h>
-
-/* getsockopt(2) as on a kernel where OPTION fails. */
-int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
-{
-    int (*real)(int, int, int, void *, socklen_t *) = dlsym(RTLD_NEXT, "getsockopt");
-
-    if (level == SOL_SOCKET && option == OPTION)
-        return errno = ERROR, -1;
-    return real(fd, level, option, value, length);
-}
-"""
-
-
 @pytest.fixture
-def without(preloadable):
-    """A function that makes an environment in which the kernel lacks an option.
+def without(server, in_process):
+    """A function that runs the command where the kernel lacks an option.
 
-    The library preloaded there answers for the kernel. The option may fail in
-    another way too.
+    The option may fail in another way too.
     """
 
-    def without(option, error=errno.ENOPROTOOPT):
-        source = NO_OPTION.replace("== OPTION", f"== {option}").replace("ERROR", str(error))
-        return {**ENVIRONMENT, "LD_PRELOAD": str(preloadable(source))}
+    def without(option, *arguments, error=errno.ENOPROTOOPT):
+        return call(lambda: refuse_option(option, error) or in_process(*arguments, as_argument(server)))
 
     return without
 
 
-def test_kernel_without_pidfd(server, without):
+@needs_seccomp
+def test_kernel_without_pidfd(without):
     """Before Linux 6.5, the command says why it does not know the program."""
-    name = as_argument(server)
-    lines = output_of(name, env=without(SO_PEERPIDFD)).splitlines()
+    lines = without(SO_PEERPIDFD).stdout.splitlines()
     assert {f"pid: {os.getpid()}", f"program: {UNKNOWN}", f"command: {UNKNOWN}", f"alive: {UNKNOWN}"} <= set(lines)
-    peer = json.loads(output_of("--json", name, env=without(SO_PEERPIDFD)))
+    peer = json.loads(without(SO_PEERPIDFD, "--json").stdout)
     assert (peer["program"], peer["command"], peer["alive"]) == (None, None, None)
 
 
-def test_kernel_without_groups(server, without):
+@needs_seccomp
+def test_listener_that_the_kernel_cannot_name(without):
+    """From Linux 6.5 to 6.15, there is no pidfd of a process that has ended."""
+    peer = json.loads(without(SO_PEERPIDFD, "--json", error=errno.EINVAL).stdout)
+    assert (peer["program"], peer["command"], peer["alive"]) == (None, None, False)
+
+
+@needs_seccomp
+def test_kernel_without_groups(without):
     """Before Linux 4.13, the groups are shown as unknown, not as none."""
-    lines = output_of(as_argument(server), env=without(SO_PEERGROUPS)).splitlines()
-    assert "groups: unknown: needs Linux 4.13 or later" in lines
+    assert "groups: unknown: needs Linux 4.13 or later" in without(SO_PEERGROUPS).stdout.splitlines()
 
 
 NO_COMMAND_LINE = r"""
@@ -258,20 +247,20 @@ def test_command_line_that_may_not_be_read(server, preloadable):
     assert f"command: {UNKNOWN}" in output_of(as_argument(server), env=env).splitlines()
 
 
+@needs_seccomp
 @pytest.mark.parametrize("error", [errno.ENOPROTOOPT, errno.ENODATA])
-def test_no_label(server, without, error):
+def test_no_label(without, error):
     """If no security module labels the socket, the label is "none"."""
-    name, env = as_argument(server), without(socket.SO_PEERSEC, error)
-    assert "label: none" in output_of(name, env=env).splitlines()
-    assert json.loads(output_of("--json", name, env=env))["label"] is None
+    assert "label: none" in without(socket.SO_PEERSEC, error=error).stdout.splitlines()
+    assert json.loads(without(socket.SO_PEERSEC, "--json", error=error).stdout)["label"] is None
 
 
-@pytest.mark.parametrize("option", [SO_PEERGROUPS, socket.SO_PEERSEC])
+@needs_seccomp
+@pytest.mark.parametrize("option", [SO_PEERGROUPS, SO_PEERPIDFD, socket.SO_PEERSEC])
 def test_other_failure(server, without, option):
     """Any other failure of a question ends the command with its reason."""
-    result = run(as_argument(server), env=without(option, errno.EIO))
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith(f"peercred: {as_argument(server)}: {os.strerror(errno.EIO)}")
+    error = error_line(without(option, error=errno.EIO))
+    assert error.startswith(f"peercred: {as_argument(server)}: {os.strerror(errno.EIO)}")
 
 
 @needs_passrights

@@ -7,17 +7,12 @@ package.
 from __future__ import annotations
 
 import errno
-import json
-import os
-import re
 import socket
 import struct
-import subprocess
-import sys
 
 import pytest
-from peers import SO_PEERGROUPS, SO_PEERPIDFD, run_python
-from questions import QUESTIONS
+from faked import FORMS
+from peers import SO_PEERGROUPS, SO_PEERPIDFD
 
 SHIM = r"""
 #define _GNU_SOURCE
@@ -28,13 +23,13 @@ SHIM = r"""
 #include <string.h>
 #include <sys/socket.h>
 
-/* getsockopt(2), but FAKE_OPTION answers the bytes of FAKE_ANSWER (in hex), or fails with FAKE_ERRNO. Too small a
-   buffer is ERANGE and the size, but for SO_PEERCRED, which is cut off; with FAKE_GROWTH the size is never enough.
-   FAKE_LENGTH is a lie about the length. And if the interpreter's lock is not held, EDEADLK is the answer. */
+/* getsockopt(2), but FAKE_OPTION answers the bytes of FAKE_ANSWER (in hex). Too small a buffer is ERANGE and the size,
+   but for SO_PEERCRED, which is cut off; with FAKE_GROWTH the size is never enough. FAKE_LENGTH is a lie about the
+   length. And if the interpreter's lock is not held, EDEADLK is the answer. */
 int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 {
     int (*real)(int, int, int, void *, socklen_t *) = dlsym(RTLD_NEXT, "getsockopt");
-    const char *answer = getenv("FAKE_ANSWER"), *error = getenv("FAKE_ERRNO");
+    const char *answer = getenv("FAKE_ANSWER");
     int (*held)(void) = dlsym(RTLD_DEFAULT, "PyGILState_Check"); /* which PyPy lacks */
     socklen_t i, size = answer ? strlen(answer) / 2 : 0;
 
@@ -42,8 +37,6 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
         return real(fd, level, option, value, length);
     if (held && !held())
         return errno = EDEADLK, -1;
-    if (error)
-        return errno = atoi(error), -1;
     if (getenv("FAKE_GROWTH"))
         size = *length + atoi(getenv("FAKE_GROWTH"));
     if (size > *length && option != SO_PEERCRED)
@@ -53,57 +46,35 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
     *length = getenv("FAKE_LENGTH") ? atoi(getenv("FAKE_LENGTH")) : size;
     return 0;
 }
+"""
 
-/* getpeername(2), but it fails with FAKE_PEERNAME_ERRNO. */
-int getpeername(int fd, struct sockaddr *address, socklen_t *length)
-{
-    int (*real)(int, struct sockaddr *, socklen_t *) = dlsym(RTLD_NEXT, "getpeername");
-    const char *error = getenv("FAKE_PEERNAME_ERRNO");
 
-    return error ? (errno = atoi(error), -1) : real(fd, address, length);
-}
+PROGRAM = """
+import socket, sys
+import peercred
+function, connected = sys.argv[1:]
+conn, other = (socket.socket(socket.AF_UNIX), None) if connected == "no" else socket.socketpair()
+if connected == "to an address":
+    other.bind("")
+try:
+    print(eval(f"peercred.{function}")(conn))
+except OSError as error:
+    print(type(error).__name__, error.errno, error)
 """
 
 
 @pytest.fixture
-def environment(preloadable):
-    """The environment of a process for which the option answers so."""
-
-    def environment(option, answer=b"", error=None, growth=None, length=None, peername_errno=None):
-        env = {
-            **os.environ,
-            "LD_PRELOAD": str(preloadable(SHIM)),
-            "FAKE_OPTION": str(int(option)),
-            "FAKE_ANSWER": answer.hex(),
-        }
-        fakes = {"ERRNO": error, "GROWTH": growth, "LENGTH": length, "PEERNAME_ERRNO": peername_errno}
-        for name, value in fakes.items():
-            if value is not None:
-                env[f"FAKE_{name}"] = str(value)
-        return env
-
-    return environment
-
-
-@pytest.fixture
-def ask(environment):
+def ask(preloaded):
     """What a function of peercred answers of a good connection.
 
     The option gives such an answer.
     """
 
-    def ask(function, option, *answer, connected=True, **fake):
-        program = f"""
-import socket, peercred
-conn, other = socket.socketpair() if {bool(connected)} else (socket.socket(socket.AF_UNIX), None)
-if {connected!r} == "to an address":
-    other.bind("")
-try:
-    print(peercred.{function}(conn))
-except OSError as error:
-    print(type(error).__name__, error.errno, error)
-"""
-        return run_python(program, env=environment(option, *answer, **fake)).strip()
+    def ask(function, option, answer, connected="yes", **fakes):
+        env = {f"FAKE_{name.upper()}": value for name, value in fakes.items()}
+        return preloaded(
+            SHIM, PROGRAM, function, connected, FAKE_OPTION=int(option), FAKE_ANSWER=answer.hex(), **env
+        ).strip()
 
     return ask
 
@@ -154,43 +125,11 @@ def test_an_id_of_minus_one_is_nobody(ask, ids, pid):
     assert ask("read", socket.SO_PEERCRED, struct.pack("iII", pid, *ids)).startswith(f"NoPeerError {errno.ENOTCONN} ")
 
 
-@pytest.mark.parametrize("question", QUESTIONS, ids=str)
-def test_kernel_without_the_option(ask, question):
-    """A kernel without an option is "unsupported", and the error names it."""
-    answer = ask(question, question.number, error=errno.ENOPROTOOPT)
-    assert answer.startswith(f"UnsupportedError {errno.ENOPROTOOPT} ")
-    assert question.option in answer
-
-
-@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOMEM, errno.EINVAL])
-def test_other_errors_come_out(ask, error):
-    """Every other errno is an OSError of that errno."""
-    answer = ask("read", socket.SO_PEERCRED, error=error)
-    assert answer.startswith(f"{type(OSError(error, '')).__name__} {error} ")
-
-
-@pytest.mark.parametrize("function", [*map(str, QUESTIONS), f"AllowList(uids={{{os.geteuid()}}}).require"])
-def test_no_word_on_the_connection_is_no_permission(ask, function):
-    """Without word on the connection there is no answer, and no pidfd."""
-    answer = ask(function, socket.SO_ACCEPTCONN, peername_errno=errno.EACCES)
-    assert answer.startswith(f"PermissionError {errno.EACCES} ")
-
-
 @pytest.mark.parametrize("type_", [b"", bytes(3), struct.pack("i", -1)])
 def test_no_word_on_the_type_is_no_permission(ask, type_):
     """A peer with an address is refused if the socket's type is not known."""
     answer = ask("read", socket.SO_TYPE, type_, connected="to an address")
     assert answer.startswith(f"OSError {errno.EPROTO} ")
-
-
-@pytest.mark.parametrize("option", [socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_ACCEPTCONN])
-def test_no_word_on_why_there_is_no_peer(ask, option):
-    """There is no peer, even if the reason cannot be looked up.
-
-    The socket may have been closed meanwhile.
-    """
-    answer = ask("read", option, error=errno.EBADF, connected=False)
-    assert answer.startswith(f"NoPeerError {errno.ENOTCONN} ")
 
 
 def gids(*numbers):
@@ -220,12 +159,9 @@ def test_size_that_is_never_right_ends(ask, function, growth):
 
 
 LABELS = {
-    "selinux": (b"system_u:system_r:init_t:s0\0", b"system_u:system_r:init_t:s0"),
+    **FORMS,
     "selinux, categories": (b"staff_u:staff_r:staff_t:s0-s0:c0.c1023\0", b"staff_u:staff_r:staff_t:s0-s0:c0.c1023"),
-    "apparmor": (b"/usr/sbin/cupsd (enforce)", b"/usr/sbin/cupsd (enforce)"),
     "apparmor, unconfined": (b"unconfined", b"unconfined"),
-    "not text": (b"odd name \xc3\xa9\xff (complain)", b"odd name \xc3\xa9\xff (complain)"),
-    "one NUL is the end, two are not": (b"label\0\0", b"label\0"),
     "of a buffer's length": (b"x" * 256, b"x" * 256),
     "of a buffer's length and a NUL": (b"x" * 256 + b"\0", b"x" * 256),
     "long": (b"y" * 60_000 + b"\0", b"y" * 60_000),
@@ -247,32 +183,7 @@ def test_empty_label_is_an_error(ask, answer):
 
 def test_label_of_a_socket_without_a_peer_is_an_error(ask):
     """SELinux's `unlabeled`, of a socket without a peer, is an error."""
-    answer = ask("read_label", socket.SO_PEERSEC, b"system_u:object_r:unlabeled_t:s0\0", connected=False)
-    assert answer.startswith(f"NoPeerError {errno.ENOTCONN} ")
-
-
-@pytest.mark.parametrize("function", ["open_pidfd", "open_proc"])
-def test_pidfd_outcomes_are_three(ask, function):
-    """Old kernel, peer gone and full table are told apart.
-
-    Kernels before 6.5, and from 6.5 to 6.15, say them so.
-    """
-    kinds = {
-        errno.ENOPROTOOPT: f"UnsupportedError {errno.ENOPROTOOPT} ",
-        errno.EINVAL: f"ProcessLookupError {errno.ESRCH} ",
-        errno.EMFILE: f"OSError {errno.EMFILE} ",
-    }
-    for error, expected in kinds.items():
-        assert ask(function, SO_PEERPIDFD, error=error).startswith(expected)
-
-
-@pytest.mark.parametrize("question", QUESTIONS, ids=str)
-def test_old_kernel_without_a_peer(ask, question):
-    """A socket without a peer is told so by an old kernel too.
-
-    That kernel says only that it lacks the option.
-    """
-    answer = ask(question, question.number, error=errno.ENOPROTOOPT, connected=False)
+    answer = ask("read_label", socket.SO_PEERSEC, b"system_u:object_r:unlabeled_t:s0\0", connected="no")
     assert answer.startswith(f"NoPeerError {errno.ENOTCONN} ")
 
 
@@ -282,38 +193,7 @@ def test_pidfd_cut_off_is_refused(ask, length):
     assert ask("open_pidfd", SO_PEERPIDFD, bytes(length)).startswith(f"OSError {errno.EPROTO} ")
 
 
-def test_groups_are_asked_for_only_if_they_decide(ask):
-    """A failure of SO_PEERGROUPS counts only if the groups had to decide."""
-
-    def require(**ids):
-        return ask(f"AllowList(**{ids}).require", SO_PEERGROUPS, error=errno.ENOPROTOOPT)
-
-    own, other = os.geteuid(), os.geteuid() + 1
-    assert require(uids={own}, gids={other}).startswith("Cred(")
-    assert require(uids={other}).startswith(f"NotAllowedError {errno.EACCES} ")
-    assert require(uids={other}, gids={2**32 - 2}).startswith(f"UnsupportedError {errno.ENOPROTOOPT} ")
-
-
 @pytest.mark.parametrize("number", [-1, -24, -(2**31)])
 def test_negative_pidfd_is_refused(ask, number):
     """A negative number is no descriptor."""
     assert ask("open_pidfd", SO_PEERPIDFD, struct.pack("i", number)).startswith(f"OSError {errno.EPROTO} ")
-
-
-@pytest.mark.parametrize(("error", "alive"), [(errno.ENOPROTOOPT, None), (errno.EINVAL, False)])
-def test_command_without_a_pidfd(environment, error, alive):
-    """The command names no program if the kernel gives no pidfd."""
-    env = environment(SO_PEERPIDFD, error=error)
-    result = subprocess.run([sys.executable, "-m", "peercred", "--json"], env=env, check=True, capture_output=True)
-    peer = json.loads(result.stdout)
-    assert (peer["program"], peer["command"], peer["alive"]) == (None, None, alive)
-    assert peer["uid"] == os.geteuid()
-
-
-def test_command_that_gets_no_answer(environment):
-    """Every other error ends the command with one line, and exit code 1."""
-    env = environment(SO_PEERPIDFD, error=errno.EMFILE)
-    command = [sys.executable, "-m", "peercred", "--json"]
-    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert re.fullmatch(r"peercred: Too many open files: SO_PEERPIDFD of descriptor \d+\n", result.stderr)

@@ -7,6 +7,7 @@ import socket
 import struct
 
 import pytest
+from faked import FORMS
 from peers import SCM_PIDFD, SCM_SECURITY, needs_pidfd
 from raw import creds, part, rights
 
@@ -33,10 +34,7 @@ def test_control_messages_of_other_levels(run):
 
 
 LABELS = {
-    "SELinux ends it by a NUL": (b"system_u:system_r:init_t:s0\0", b"system_u:system_r:init_t:s0"),
-    "AppArmor does not": (b"/usr/sbin/cupsd (enforce)", b"/usr/sbin/cupsd (enforce)"),
-    "not text": (b"odd name \xc3\xa9\xff (complain)", b"odd name \xc3\xa9\xff (complain)"),
-    "one NUL is the end, two are not": (b"label\0\0", b"label\0"),
+    **FORMS,
     "long": (b"y" * 4095 + b"\0", b"y" * 4095),
     "empty": (b"", None),
     "a NUL alone": (b"\0", None),
@@ -197,6 +195,24 @@ def test_no_pidfd(run, pidfd, expected):
         "print(error and error.errno)",
     ]
     assert run(*lines, CONTROL=CREDS.hex(), FLAGS=CUT) == str(expected)
+
+
+@needs_pidfd
+def test_option_that_is_turned_on_meanwhile(run):
+    """Credentials without room arrive in part, which is an error.
+
+    The pidfd beside them is closed.
+    """
+    answer = run(
+        "messages.receive(receiver, 10)",
+        "messages.enable(receiver, creds=False, pidfd=True)",
+        "sender.send(b'y')",
+        "before = os.listdir('/proc/self/fd')",
+        "try: messages.receive(receiver, 10)",
+        "finally: print(os.listdir('/proc/self/fd') == before)",
+        LATE=1,
+    )
+    assert answer.startswith(f"True\nOSError {errno.EMSGSIZE} the kernel had no room".replace("the", "[Errno 90] the"))
 
 
 CRED, ONE, ALL = 12, 4, 4 * 253

@@ -1,15 +1,21 @@
-"""Answers that this kernel never gives, by a preloaded library.
+"""Messages that this kernel never delivers, by a preloaded library.
 
-It stands below the package, in the place of libc's recvmsg(), setsockopt() and
-getsockopt().
+It stands below the package, in the place of libc's recvmsg().
 """
 
 from __future__ import annotations
 
+# What labels look like in the kernel, and here.
+FORMS = {
+    "SELinux ends it by a NUL": (b"system_u:system_r:init_t:s0\0", b"system_u:system_r:init_t:s0"),
+    "AppArmor does not": (b"/usr/sbin/cupsd (enforce)", b"/usr/sbin/cupsd (enforce)"),
+    "not text": (b"odd name \xc3\xa9\xff (complain)", b"odd name \xc3\xa9\xff (complain)"),
+    "one NUL is the end, two are not": (b"label\0\0", b"label\0"),
+}
+
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,28 +57,6 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags)
     }
     message->msg_controllen = size;
     return result;
-}
-
-/* setsockopt(2), but switching FAKE_OPTION on fails with FAKE_ERRNO. */
-int setsockopt(int fd, int level, int option, const void *value, socklen_t length)
-{
-    int (*real)(int, int, int, const void *, socklen_t) = dlsym(RTLD_NEXT, "setsockopt");
-    const char *fake = getenv("FAKE_OPTION");
-
-    if (fake && level == SOL_SOCKET && option == atoi(fake) && *(const int *)value)
-        return errno = atoi(getenv("FAKE_ERRNO")), -1;
-    return real(fd, level, option, value, length);
-}
-
-/* getsockopt(2), but with FAKE_NO_OPTION the kernel has no such option. */
-int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
-{
-    int (*real)(int, int, int, void *, socklen_t *) = dlsym(RTLD_NEXT, "getsockopt");
-    const char *fake = getenv("FAKE_NO_OPTION");
-
-    if (fake && level == SOL_SOCKET && option == atoi(fake))
-        return errno = atoi(getenv("FAKE_ERRNO")), -1;
-    return real(fd, level, option, value, length);
 }
 """
 

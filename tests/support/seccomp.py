@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import platform
 import struct
 
@@ -10,8 +11,8 @@ import pytest
 from peers import LIBC
 
 NUMBERS = {
-    "x86_64": {"getsockopt": 55, "getpeername": 52, "fcntl": 72},
-    "aarch64": {"getsockopt": 209, "getpeername": 205, "fcntl": 25},
+    "x86_64": {"getsockopt": 55, "setsockopt": 54, "getpeername": 52, "fcntl": 72},
+    "aarch64": {"getsockopt": 209, "setsockopt": 208, "getpeername": 205, "fcntl": 25},
 }.get(platform.machine(), {})
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 22, 38, 2
 LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06  # the words of a BPF program
@@ -41,3 +42,14 @@ def refuse(name: str, number: int, argument: tuple[int, int] | None = None) -> N
     described = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(instructions))
     assert LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
     assert LIBC.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, described) == 0, ctypes.get_errno()
+
+
+def option(number: int) -> tuple[int, int]:
+    """The argument of getsockopt(2) and setsockopt(2) that is this option."""
+    return 2, int(number)
+
+
+def refuse_option(number: int, error: int = errno.ENOPROTOOPT) -> None:
+    """From now on, the kernel lacks this option."""
+    for name in ("getsockopt", "setsockopt"):
+        refuse(name, error, option(number))

@@ -1,0 +1,124 @@
+"""enable() on kernels that lack an option, or refuse to change one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+import pytest
+from peers import SO_PASSPIDFD, SO_PASSRIGHTS, call, needs_passrights, needs_pidfd
+from seccomp import needs_seccomp, option, refuse, refuse_option
+
+from peercred import UnsupportedError, messages
+
+pytestmark = needs_seccomp
+
+OPTIONS = {"creds": socket.SO_PASSCRED, "pidfd": SO_PASSPIDFD, "label": socket.SO_PASSSEC}
+NAMES = {"creds": "SO_PASSCRED", "pidfd": "SO_PASSPIDFD", "label": "SO_PASSSEC", "fds": "SO_PASSRIGHTS"}
+
+
+def enabled_where(refuse, receiver, **wanted):
+    """What enable() raises in a child, by its type and the options it names.
+
+    And which options are on then, as far as the kernel tells.
+    """
+
+    def child():
+        refuse()
+        try:
+            error = messages.enable(receiver, **wanted)
+        except OSError as raised:
+            error = type(raised), raised.errno, [name for name in NAMES if NAMES[name] in str(raised)]
+        on = {}
+        for name, number in OPTIONS.items():
+            try:
+                on[name] = receiver.getsockopt(socket.SOL_SOCKET, number)
+            except OSError:
+                on[name] = None
+        return error, on
+
+    return call(child)
+
+
+@needs_pidfd
+@pytest.mark.parametrize("name", OPTIONS)
+def test_lacking_and_wanted(datagrams, name):
+    """The error names the option that is lacking. The others stay off."""
+    receiver, _ = datagrams
+    messages.enable(receiver, creds=False)
+    wanted = dict.fromkeys(OPTIONS, True)
+    error, on = enabled_where(lambda: refuse_option(OPTIONS[name]), receiver, **wanted)
+    assert error == (UnsupportedError, errno.ENOPROTOOPT, [name])
+    assert on == {**dict.fromkeys(OPTIONS, 0), name: None}
+
+
+@needs_pidfd
+@pytest.mark.parametrize("name", OPTIONS)
+def test_lacking_and_not_wanted(datagrams, name):
+    """An option that is lacking is off, as it was asked for."""
+    receiver, _ = datagrams
+    wanted = {**dict.fromkeys(OPTIONS, True), name: False}
+    error, on = enabled_where(lambda: refuse_option(OPTIONS[name]), receiver, **wanted)
+    assert error is None
+    assert on == {**dict.fromkeys(OPTIONS, 1), name: None}
+
+
+@needs_pidfd
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("name", [*OPTIONS, pytest.param("fds", marks=needs_passrights)])
+def test_refused(datagrams, name, before):
+    """If one option cannot be changed, all stay as they were, on or off.
+
+    The error names those that were to be turned on.
+    """
+    receiver, _ = datagrams
+    number = {**OPTIONS, "fds": SO_PASSRIGHTS}[name]
+    messages.enable(receiver, **dict.fromkeys(NAMES, before))
+    wanted = dict.fromkeys(NAMES, not before)
+    error, on = enabled_where(lambda: refuse("setsockopt", errno.EACCES, option(number)), receiver, **wanted)
+    assert error == (PermissionError, errno.EACCES, [] if before else [*OPTIONS])
+    assert on == dict.fromkeys(OPTIONS, before)
+
+
+@needs_pidfd
+def test_options_that_cannot_be_asked(datagrams):
+    """If enable() cannot learn how the options are, it changes none."""
+    receiver, _ = datagrams
+    error, on = enabled_where(
+        lambda: refuse("getsockopt", errno.EACCES, option(SO_PASSPIDFD)), receiver, creds=False, label=True
+    )
+    assert error[:2] == (PermissionError, errno.EACCES)
+    assert on == {"creds": 1, "pidfd": None, "label": 0}
+
+
+@pytest.mark.parametrize("fds", [True, False])
+def test_kernel_that_cannot_refuse_descriptors(datagrams, fds):
+    """Before Linux 6.16 descriptors always come: fds is never an error."""
+    receiver, sender = datagrams
+
+    def child():
+        refuse_option(SO_PASSRIGHTS)
+        messages.enable(receiver, fds=fds)
+        messages.send(sender, b"x", fds=(0,))
+        with messages.receive(receiver, 10, max_fds=1) as message:
+            return message.cred.uid, len(message.fds)
+
+    assert call(child) == (os.getuid(), 1)
+
+
+def test_kernel_without_pidfds(datagrams):
+    """A kernel without SO_PASSPIDFD works if nobody asks for pidfds.
+
+    Where no pidfd can come, a message lacks none.
+    """
+    receiver, sender = datagrams
+
+    def child():
+        refuse_option(SO_PASSPIDFD)
+        messages.enable(receiver)
+        messages.send(sender, b"x", fds=(0, 0))
+        message = messages.receive(receiver, 10)
+        return message.cred.uid, message.pidfd_error
+
+    assert call(child) == (os.getuid(), None)
