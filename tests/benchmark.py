@@ -101,6 +101,7 @@ CALLS: Rows = {
     "peercred.read_groups(sock)": ("read_groups(sock)", 1),
     "peercred.read_label(sock)": ("peercred.read_label(sock)", 1),
     "peercred.open_pidfd(sock), os.close": ("os.close(peercred.open_pidfd(sock))", 1),
+    "peercred.open_proc(sock), os.close": ("os.close(peercred.open_proc(sock))", 1),
 }
 ALL_GROUPS, ALL_IN_C = "read_groups, 65,536 groups", "C, 65,536 groups, and a tuple of them"
 

@@ -4,11 +4,9 @@ checks.
 
 from __future__ import annotations
 
-import copy
-import pickle
-
 import pytest
 from faked import SHIM
+from peers import COPIES
 from raw import creds
 
 from peercred import AllowList
@@ -33,9 +31,6 @@ def test_is_a_value():
         with pytest.raises(AttributeError, match="cannot delete field"):
             delattr(allowed, name)
     assert not hasattr(allowed, "__dict__")
-
-
-COPIES = [copy.copy, copy.deepcopy, lambda allowed: pickle.loads(pickle.dumps(allowed))]
 
 
 @pytest.mark.parametrize("make", COPIES)

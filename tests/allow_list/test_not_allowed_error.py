@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import os
 import pickle
@@ -10,11 +9,9 @@ import subprocess
 import sys
 
 import pytest
-from peers import needs_root
+from peers import COPIES, needs_root
 
 from peercred import AllowList, Cred, NotAllowedError
-
-COPIES = [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))]
 
 
 @needs_root

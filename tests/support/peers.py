@@ -7,6 +7,7 @@ socket options stand here too, where the standard library has no name for them.
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import errno
 import itertools
@@ -196,6 +197,9 @@ def own_effective() -> Cred:
     """This process, by its effective ids."""
     return Cred(os.getpid(), os.geteuid(), os.getegid())
 
+
+# The ways to copy a value.
+COPIES: list[Callable[[Any], Any]] = [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))]
 
 # What the kernel says of a socket without a peer: pid 0, and ids of -1.
 NOBODY = (0, 2**32 - 1, 2**32 - 1)
