@@ -12,6 +12,7 @@ from peers import SCM_PIDFD, SCM_SECURITY, needs_pidfd
 from raw import creds, part, rights
 
 CREDS = creds(7, 8, 9)
+CUT, WHO = int(socket.MSG_CTRUNC), "Cred(pid=7, uid=8, gid=9)"
 WHOLE = ["messages.enable(receiver, label=True)", "print(messages.receive(receiver, 10))"]
 
 
@@ -47,6 +48,13 @@ def test_labels(run, form):
     payload, label = LABELS[form]
     answer = run(*WHOLE, CONTROL=(CREDS + part(SCM_SECURITY, payload)).hex())
     assert f"cred=Cred(pid=7, uid=8, gid=9), label={label}, flags=0" in answer
+
+
+def test_label_that_nobody_asked_for(run):
+    """A label without its option is ignored: it was turned on meanwhile."""
+    control = CREDS + part(SCM_SECURITY, b"label")
+    lines = ["messages.enable(receiver)", "print(messages.receive(receiver, 10, max_fds=253))"]
+    assert f"cred={WHO}, label=None, flags=0" in run(*lines, CONTROL=control.hex())
 
 
 def test_label_that_is_cut_off(run):
@@ -110,7 +118,6 @@ DESCRIPTORS = [
     "        print(message.cred, message.pidfd, message.fds, message.flags, sorted({*range(95, 100)} - opened()))",
     "finally: print(sorted({*range(95, 100)} - opened()))",
 ]
-CUT, WHO = int(socket.MSG_CTRUNC), "Cred(pid=7, uid=8, gid=9)"
 PIDFDS = [part(SCM_PIDFD, struct.pack("i", number)) for number in range(95, 100)]
 # What is printed while the message is open: the last is what is closed already.
 # Then: what is closed in the end.
@@ -162,6 +169,18 @@ def test_each_descriptor_is_closed_once(run, form):
         assert lines[1].startswith(f"OSError {errno.EMSGSIZE} ")
     else:
         assert lines == [while_open, str(closed)]
+
+
+def test_more_strays_than_there_can_be(run):
+    """Each is closed, however many come: a message has at most 253."""
+    lines = ["os.dup2(0, 999)", WHOLE[0], "messages.receive(receiver, 10).close()", "print(999 in opened())"]
+    assert run(*lines, CONTROL=(CREDS + rights(*[9999] * 300, 999)).hex()) == "False"
+
+
+def test_more_control_data_than_there_is_room_for(run):
+    """If the kernel says that it wrote more, nothing beyond is read."""
+    control = CREDS + rights(9999, length=10**6)
+    assert f"cred={WHO}, label=None, flags={CUT}" in run(*WHOLE, CONTROL=control.hex(), RAW=1, MORE=10**6)
 
 
 def test_descriptors_that_nothing_can_hold(run):

@@ -22,8 +22,8 @@ SHIM = r"""
 #include <sys/socket.h>
 
 /* recvmsg(2), but of FAKE_RECEIVER, or of all sockets, the control data is the bytes of FAKE_CONTROL (in hex); if they
-   are too many, MSG_CTRUNC. FAKE_FLAGS come too. FAKE_SHOW prints the room for control data. With FAKE_LATE,
-   SO_PASSCRED is turned on just before, as by another thread. */
+   are too many, MSG_CTRUNC. FAKE_FLAGS come too. With FAKE_MORE, so many bytes more are said to be there. FAKE_SHOW
+   prints the room for control data. With FAKE_LATE, SO_PASSCRED is turned on just before, as by another thread. */
 ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 {
     ssize_t (*real)(int, struct msghdr *, int) = dlsym(RTLD_NEXT, "recvmsg");
@@ -47,6 +47,7 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags)
         size = room;
         message->msg_flags |= MSG_CTRUNC;
     }
+    memset(message->msg_control, 0xff, room);
     for (i = 0; i < size; i++)
         sscanf(control + 2 * i, "%2hhx", (unsigned char *)message->msg_control + i);
     /* Of one that is cut off the kernel says how much is there. */
@@ -55,7 +56,7 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags)
         if (part->cmsg_len > size - i)
             part->cmsg_len = size - i;
     }
-    message->msg_controllen = size;
+    message->msg_controllen = size + (getenv("FAKE_MORE") ? atoi(getenv("FAKE_MORE")) : 0);
     return result;
 }
 """
