@@ -5,7 +5,7 @@ from __future__ import annotations
 from unittest.mock import Mock
 
 import pytest
-from peers import overflow_ids
+from peers import Everyone, overflow_ids
 
 from peercred import AllowList, Cred
 
@@ -47,6 +47,13 @@ def test_permits_takes_groups_as_ints(groups):
     """permits() refuses groups that are text, bytes or floats."""
     with pytest.raises(TypeError):
         AllowList(gids={5}).permits(Cred(1, 0, 0), groups)
+
+
+def test_group_cannot_decide_what_it_is_equal_to():
+    """A group of another class counts as the number that it is."""
+    allowed = AllowList(gids={0})
+    assert not allowed.permits(Cred(1, 1000, 1000), [Everyone(7)])
+    assert allowed.permits(Cred(1, 1000, 1000), [7, Everyone(0)])
 
 
 def test_error_names_the_argument():

@@ -310,6 +310,16 @@ class Holder:
         return self.answer
 
 
+class Everyone(int):
+    """A number that is equal to every other."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 0
+
+
 class Transport:
     """An object with nothing but asyncio's get_extra_info()."""
 
