@@ -48,13 +48,14 @@ def test_no_growth(datagrams, form, effort):
             messages.receive(receiver, 100, max_fds=max_fds).close()
 
     number = 20_000 * effort
-    run(5_000)  # fills caches and free lists
-    growths = []
-    for _ in range(3):  # a leak grows each time, PyPy's compiled code only at first
+
+    def grows():
         before = footprint()
         run(number)
-        growths.append([after - earlier for after, earlier in zip(footprint(), before, strict=True)])
-    memory, blocks, descriptors = map(min, zip(*growths, strict=True))
-    assert descriptors == 0
-    assert blocks < number // 10  # not one for each message
-    assert memory < AT_MOST * number
+        memory, blocks, descriptors = (after - earlier for after, earlier in zip(footprint(), before, strict=True))
+        assert descriptors == 0
+        return blocks >= number // 10 or memory >= AT_MOST * number  # one block for each message would be a leak
+
+    run(5_000)  # fills caches and free lists
+    # A leak grows on, and PyPy's heap only at first.
+    assert any(not grows() and not grows() for _ in range(5))
