@@ -28,6 +28,8 @@ static int fake_open(const char *name, const char *path, int flags, int mode)
     const char *text = getenv(looks ? "FAKE_SECOND" : "FAKE_FIRST"), *error = getenv("FAKE_OPEN");
     int (*real)(const char *, int, ...) = dlsym(RTLD_NEXT, name), fd;
 
+    if (!strncmp(path, "/proc/thread-self/fdinfo/", 25) && !(fcntl(atoi(path + 25), F_GETFD) & FD_CLOEXEC))
+        abort(); /* a program that another thread starts would have it */
     if (!strncmp(path, "/proc/thread-self/fdinfo/", 25) && text) {
         looks++;
         fd = memfd_create("fdinfo", MFD_CLOEXEC);
