@@ -82,6 +82,21 @@ def test_pidfd_of_a_message(datagrams):
     assert without_standard_input(received) == (0, None, os.getpid(), False)
 
 
+@needs_pidfd
+def test_proc_of_a_message(datagrams):
+    """The directory may have the number 0, also of a message."""
+    receiver, sender = datagrams
+    messages.enable(receiver, pidfd=True)
+    sender.send(b"x")
+    with messages.receive(receiver, 10) as message:
+
+        def opened():
+            proc = message.open_proc()
+            return proc, os.readlink("exe", dir_fd=proc)
+
+        assert without_standard_input(opened) == (0, os.readlink("/proc/self/exe"))
+
+
 @pytest.mark.parametrize("how", ["with", "detach", "too many"])
 def test_attached_to_a_message(datagrams, how):
     """An attached descriptor 0 is kept, handed over or closed as usual."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import errno
 import gc
 import itertools
 import os
@@ -18,8 +19,8 @@ import sys
 import warnings
 
 import pytest
-from interrupting import Interrupted, raising_at_call
-from peers import attach, is_open, needs_cpython, needs_pidfd, open_descriptors
+from interrupting import Interrupted, ours, raising_at_call
+from peers import Child, attach, is_open, needs_cpython, needs_pidfd, open_descriptors, outcome
 
 import peercred
 from peercred import messages
@@ -298,3 +299,48 @@ def test_kept_exceptions(pair, function, close):
             receiver.recv(1, socket.MSG_DONTWAIT)  # if it was not received
     close(opened)
     assert len(kept) > 5
+
+
+@needs_pidfd
+@needs_cpython("it uses sys.setprofile() to come between two calls")
+def test_closed_while_open_proc_looks(datagrams):
+    """open_proc() never opens what has got the number of a closed pidfd.
+
+    Before each of its calls in turn, the message is closed, as by another
+    thread, and the number goes to a stranger's pidfd.
+    """
+    receiver, sender = datagrams
+    messages.enable(receiver, pidfd=True)
+    with Child(lambda: None) as stranger, open(os.pidfd_open(stranger.pid)) as other:
+        answers = []
+        for moment in itertools.count():
+            sender.send(b"x")
+            message = messages.receive(receiver, 10)
+            pidfd, calls = message.pidfd, 0
+
+            def between(frame, event, _, message=message, pidfd=pidfd, moment=moment):
+                nonlocal calls
+                if ours(frame) and event in ("call", "c_call"):
+                    if calls == moment:
+                        message.close()
+                        os.dup2(other.fileno(), pidfd)
+                    calls += 1
+
+            previous = sys.getprofile()
+            sys.setprofile(between)
+            try:
+                answer = outcome(message.open_proc)
+            finally:
+                sys.setprofile(previous)
+            if calls <= moment:
+                message.close()
+                os.close(answer)
+                break
+            os.close(pidfd)
+            if isinstance(answer, int):
+                with open(os.open("stat", os.O_RDONLY, dir_fd=answer)) as stat:
+                    assert stat.read().startswith(f"{os.getpid()} ")
+                os.close(answer)
+            else:
+                answers.append(answer)
+    assert set(answers) == {(OSError, errno.EBADF)}

@@ -13,11 +13,12 @@ from peercred import messages
 
 @pytest.mark.parametrize("number", [1, 2, 253])
 @pytest.mark.parametrize("room", [0, 1])
-@pytest.mark.parametrize("flags", [0, socket.MSG_PEEK])
+@pytest.mark.parametrize("flags", [0, socket.MSG_PEEK, socket.MSG_CMSG_CLOEXEC])
 def test_received(ends, number, room, flags):
     """As many descriptors arrive as were attached, of the very file.
 
-    They are close-on-exec. Each MSG_PEEK makes new ones.
+    They are close-on-exec, whether it is asked for or not. Each MSG_PEEK makes
+    new ones.
     """
     receiver, sender = ends
     messages.enable(receiver)

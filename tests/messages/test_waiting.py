@@ -30,6 +30,16 @@ def test_timeouts_and_blocking(datagrams):
         messages.receive(receiver, 100, socket.MSG_DONTWAIT)
 
 
+@pytest.mark.parametrize(("flags", "error"), [(0, TimeoutError), (socket.MSG_DONTWAIT, BlockingIOError)])
+def test_timeout_of_a_file_that_blocks(datagrams, flags, error):
+    """A timeout is obeyed even if another process has made the file block."""
+    receiver, _ = datagrams
+    receiver.settimeout(0.01)
+    os.set_blocking(receiver.fileno(), True)
+    with pytest.raises(error):
+        messages.receive(receiver, 100, flags)
+
+
 def test_waiting_keeps_no_thread_waiting(datagrams):
     """Other threads run while receive() waits."""
     receiver, sender = datagrams
