@@ -1,4 +1,4 @@
-# Types of the compiled module: of what is marked in _libc.c.
+# Types of the compiled module: of what build_ffi.py declares and _libc.c marks.
 
 from typing import Any, Protocol
 
