@@ -65,8 +65,7 @@ class AllowList:
         OSError: EMFILE, ENFILE: the table of descriptors is full.
             Asking the kernel for the overflow ids takes two.
 
-    References:
-        user_namespaces(7), proc_sys_kernel(5).
+    See user_namespaces(7) and proc_sys_kernel(5).
     """
 
     __slots__ = ("_overflow_gid", "_overflow_uid", "gids", "uids")
@@ -96,13 +95,11 @@ class AllowList:
         `gids`, a duplicate is asked. (If another thread closes the original
         meanwhile, closing the duplicate can block as close(2) can.)
 
-        Args:
-            conn: As for `read`.
-
         Raises:
             NotAllowedError: EACCES: the peer is not on the list.
-            OSError, TypeError, ValueError: As for `read`, and as for
-                `read_groups` if only a group could let the peer in.
+            OSError, TypeError, ValueError: As for `read`, which says what
+                `conn` may be, and as for `read_groups` if only a group
+                could let the peer in.
             OSError: EMFILE, ENFILE: the table of descriptors is full, so
                 there can be no duplicate.
         """

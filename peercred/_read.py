@@ -67,9 +67,8 @@ def read(conn: Connection) -> Cred:
         TypeError: `conn` holds no descriptor.
         ValueError: `conn` holds a number that no descriptor can have.
 
-    References:
-        unix(7), credentials(7), user_namespaces(7), pid_namespaces(7).
-        Linux 2.2 and later.
+    See unix(7), credentials(7), user_namespaces(7) and pid_namespaces(7).
+    Linux 2.2 and later.
     """
     return kernel.read(descriptor(conn))
 
@@ -89,19 +88,16 @@ def read_groups(conn: Connection) -> tuple[int, ...]:
     The primary group is `Cred.gid`. It is listed here only if the process
     also has it as a supplementary group.
 
-    Args:
-        conn: As for `read`.
-
     Returns:
         Group ids in the reader's user namespace, in the kernel's order,
         with duplicates. Each group without a mapping reads as the overflow
         id, which identifies no group.
 
     Raises:
-        OSError, TypeError, ValueError: As for `read`.
+        OSError, TypeError, ValueError: As for `read`, which says what
+            `conn` may be.
 
-    References:
-        setgroups(2), user_namespaces(7). Linux 4.13 and later.
+    See setgroups(2) and user_namespaces(7). Linux 4.13 and later.
     """
     return kernel.read_groups(descriptor(conn))
 
@@ -120,22 +116,19 @@ def read_label(conn: Connection) -> bytes:
     keeps its label when it is passed on, and when its maker changes its
     own. So `read` and `read_label` can describe two different processes.
 
-    Args:
-        conn: As for `read`.
-
     Returns:
         The label as bytes, because only the security module knows the
         encoding: `b"system_u:system_r:init_t:s0"` from SELinux, without
         the NUL at its end, or `b"snap.name (enforce)"` from AppArmor.
 
     Raises:
-        OSError, TypeError, ValueError: As for `read`.
+        OSError, TypeError, ValueError: As for `read`, which says what
+            `conn` may be.
         OSError: ENODATA: the label is empty.
         UnsupportedError: ENOPROTOOPT: no security module labels this
             socket. SELinux never labels datagram sockets.
 
-    References:
-        unix(7), selinux(8), apparmor(7). Linux 2.6.2 and later.
+    See unix(7), selinux(8) and apparmor(7). Linux 2.6.2 and later.
     """
     return kernel.read_label(descriptor(conn))
 
@@ -155,9 +148,6 @@ def open_pidfd(conn: Connection) -> int:
     There is no fallback to `os.pidfd_open(cred.pid)`: an attacker may have
     had the pid reused since connect(2).
 
-    Args:
-        conn: As for `read`.
-
     Returns:
         A new close-on-exec descriptor, which you must close. Use it with
         `signal.pidfd_send_signal`, `select.poll` or an event loop's
@@ -165,13 +155,13 @@ def open_pidfd(conn: Connection) -> int:
         is gone: signals to it fail with ESRCH.
 
     Raises:
-        OSError, TypeError, ValueError: As for `read`.
+        OSError, TypeError, ValueError: As for `read`, which says what
+            `conn` may be.
         OSError: EMFILE, ENFILE: the table of descriptors is full.
         ProcessLookupError: ESRCH: the peer is gone, and the kernel can no
             longer refer to it (before Linux 6.16).
 
-    References:
-        pidfd_open(2), unix(7). Linux 6.5 and later.
+    See pidfd_open(2) and unix(7). Linux 6.5 and later.
     """
     owner = kernel.Owner()
     try:
@@ -208,9 +198,6 @@ def open_proc(conn: Connection) -> int:
     - that the peer is gone, if there is no `exe`: a process whose main
       thread has ended has none either. Refuse it.
 
-    Args:
-        conn: As for `read`.
-
     Returns:
         A new close-on-exec descriptor of the directory, which you must
         close. It shows what /proc shows to you: of other users' processes,
@@ -223,8 +210,7 @@ def open_proc(conn: Connection) -> int:
             belongs to another PID namespace, or hides processes (hidepid),
             or is no procfs, or there is none.
 
-    References:
-        proc(5), pidfd_open(2). Linux 6.5 and later.
+    See proc(5) and pidfd_open(2). Linux 6.5 and later.
     """
     owner = kernel.Owner()
     try:

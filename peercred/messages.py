@@ -114,9 +114,8 @@ def enable(
         TypeError: It is no `socket.socket`, or has a recvmsg() of its own,
             as `ssl.SSLSocket` does.
 
-    References:
-        unix(7). SO_PASSCRED: Linux 2.2; SO_PASSSEC: 2.6.18; SO_PASSPIDFD:
-        6.5; SO_PASSRIGHTS: 6.16.
+    See unix(7). SO_PASSCRED: Linux 2.2; SO_PASSSEC: 2.6.18; SO_PASSPIDFD: 6.5;
+    SO_PASSRIGHTS: 6.16.
     """
     kernel.enable(sock, bool(creds), bool(pidfd), bool(label), bool(fds))
 
@@ -158,8 +157,7 @@ def receive(sock: socket.socket, bufsize: int, flags: int = 0, *, max_fds: int =
         MemoryError: There is no room for `bufsize` bytes.
         NoPeerError, UnsupportedError, TypeError: As `enable`.
 
-    References:
-        unix(7), recv(2), cmsg(3). Linux 2.2 and later.
+    See unix(7), recv(2) and cmsg(3). Linux 2.2 and later.
     """
     return kernel.receive(sock, index(bufsize), index(flags), index(max_fds))
 
@@ -208,8 +206,7 @@ def send(
             that is not contiguous. `flags` out of range.
         NoPeerError, UnsupportedError, TypeError: As `enable`.
 
-    References:
-        unix(7), send(2), credentials(7). Linux 2.2 and later.
+    See unix(7), send(2) and credentials(7). Linux 2.2 and later.
     """
     check_cred(cred)
     attached: list[Any] = []  # keeps the objects, and so their descriptors, until they are sent
