@@ -22,8 +22,8 @@ else:
 
 # Quoted in signatures, so that help() shows these names and not what they stand
 # for.
-Ids = Iterable[int | str]
-Gids = Iterable[int]
+IdsOrNames = Iterable[int | str]
+Ids = Iterable[int]
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -78,7 +78,7 @@ class AllowList:
 
     __module__ = "peercred"
 
-    def __init__(self, uids: "Ids" = (), gids: "Ids" = ()) -> None:
+    def __init__(self, uids: "IdsOrNames" = (), gids: "IdsOrNames" = ()) -> None:
         overflow_uid, overflow_gid = kernel.overflow_ids()
         put = object.__setattr__
         put(self, "uids", _ids("user", uids, overflow_uid))
@@ -111,7 +111,7 @@ class AllowList:
             return cred
         raise groups_error or NotAllowedError(cred)
 
-    def permits(self, cred: Cred | None, groups: "Gids" = ()) -> TypeGuard[Cred]:
+    def permits(self, cred: Cred | None, groups: "Ids" = ()) -> TypeGuard[Cred]:
         """Is this process on the list?
 
         This is the decision of `require` without the connection. Use it
@@ -136,7 +136,7 @@ class AllowList:
         _check_iterable("groups", groups, "ints")
         return cred is not None and self._permits(cred, (checked("a group id", gid) for gid in groups))
 
-    def _permits(self, cred: Cred, groups: Gids) -> bool:
+    def _permits(self, cred: Cred, groups: Ids) -> bool:
         if cred.uid in self.uids and cred.uid != self._overflow_uid:
             return True
         gids, overflow = self.gids, self._overflow_gid
@@ -154,8 +154,8 @@ class AllowList:
         return type(self), (self.uids, self.gids)
 
 
-def _ids(kind: str, ids: Ids, overflow: int) -> frozenset[int] | range:
-    _check_iterable(f"{kind[0]}ids", ids, "ints and names")
+def _ids(kind: str, ids: IdsOrNames, overflow: int) -> frozenset[int] | range:
+    _check_iterable("uids" if kind == "user" else "gids", ids, "ints and names")
     if type(ids) is range:
         for number in (ids[0], ids[-1]) if ids else ():
             checked(f"a {kind} id", number)

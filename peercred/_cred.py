@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PID_MAX = 2**31 - 1
-ID_MAX = 2**32 - 2  # 2**32 - 1 is -1, which the kernel uses for "nobody"
+ID_MAX = 2**32 - 2  # 2**32 - 1 is -1, which the kernel uses for "no id"
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def descriptor(conn: Connection) -> int:
             found = _unwrap(holder, error)
         number = as_int(found)
         if number is None:
-            raise TypeError(f"fileno() of {type(conn).__name__!r} object returned {found!r}, not an int: pass a socket")
+            raise TypeError(f"the descriptor of {type(conn).__name__!r} object is {found!r}, not an int: pass a socket")
         fd = number
     if not -1 <= fd <= _FD_MAX:
         raise ValueError(f"no file descriptor has the number {fd}: pass a socket, or its fileno()")

@@ -40,22 +40,24 @@
 #define SCM_PIDFD 4
 #endif
 
-/* Marks what build_ffi.py declares to cffi. */
+/* Marks what build_ffi.py declares to cffi: at the beginning of a line, or after
+   `static`, up to a line that ends in `)` or `};`. */
 #define FOR_PYTHON
 
 /* The kernel's limits: groups of a process (NGROUPS_MAX), descriptors in a message
    (SCM_MAX_FD), bytes of a label (/proc/<pid>/attr/current takes no more). */
 FOR_PYTHON enum { GROUPS_MAX = 65536, FDS_MAX = 253, LABEL_MAX = 4096 };
 
-/* A function that fails returns -errno, as its result or as the pid of its struct.
-   (An unsigned 32-bit answer needs a wider result.) If it was not the option's own
-   call that failed, one of these is subtracted. cffi's saved errno would not do: a
-   signal handler may change it before Python reads it. */
+/* A function that fails returns -errno, as its result or in its struct. (A wider
+   answer than 31 bits needs a wider result.) If it was not the option's own call
+   that failed, one of these is subtracted; the last four are in the order of the
+   PASS_* bits. cffi's saved errno would not do: a signal handler may change it
+   before Python reads it. */
 FOR_PYTHON enum { ERRNO_MAX = 4095, IN_GETPEERNAME = 1 << 12, IN_DUPFD = 2 << 12, IN_SO_TYPE = 3 << 12,
                   IN_SO_DOMAIN = 4 << 12, IN_SO_PASSCRED = 5 << 12, IN_SO_PASSPIDFD = 6 << 12, IN_SO_PASSSEC = 7 << 12,
                   IN_SO_PASSRIGHTS = 8 << 12 };
 
-/* For close(2) and recvmsg(2), which can block. PyPy has already released it. */
+/* For close(2) and recvmsg(2), which can block. PyPy has released its lock. */
 #if defined(Py_PYTHON_H) && !defined(PYPY_VERSION)
 #define WITHOUT_GIL(statement) Py_BEGIN_ALLOW_THREADS statement Py_END_ALLOW_THREADS
 #else
@@ -144,9 +146,9 @@ static FOR_PYTHON void close_owned(struct owned *owned)
 }
 
 /* 0 if the socket is connected to one Unix socket. SO_PEER* succeed without that:
-   listening sockets and all Bluetooth sockets answer with their own ids. A
-   datagram socketpair still names its maker when it is connected elsewhere, to an
-   address. */
+   listening sockets (ENOTCONN here) and all Bluetooth sockets answer with their
+   own ids. A datagram socketpair still names its maker when it is connected
+   elsewhere, to an address. */
 static int check_peer(int fd)
 {
     struct sockaddr_un address = {.sun_family = AF_UNSPEC};
@@ -180,12 +182,12 @@ static struct ucred refused(int error)
     return (struct ucred){.pid = error, .uid = (uid_t)-1, .gid = (gid_t)-1};
 }
 
-/* Ids of -1 mean nobody. A negative pid has not been written. */
-static struct ucred checked(struct ucred cred, int length, int if_nobody)
+/* Ids of -1 mean that there is no peer. A negative pid has not been written. */
+static struct ucred checked(struct ucred cred, int length, int if_no_peer)
 {
     if (length != (int)sizeof cred || cred.pid < 0)
         return refused(length < 0 ? length : -EPROTO);
-    return cred.uid == (uid_t)-1 || cred.gid == (gid_t)-1 ? refused(if_nobody) : cred;
+    return cred.uid == (uid_t)-1 || cred.gid == (gid_t)-1 ? refused(if_no_peer) : cred;
 }
 
 static FOR_PYTHON struct ucred peercred(int fd)

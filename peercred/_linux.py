@@ -1,7 +1,7 @@
 """The Linux back end of `_read` and `_allow`.
 
 Only this module and `_linux_messages` use the compiled module, and only there
-does an errno become an exception.
+does a result of C become an exception.
 """
 
 from __future__ import annotations
@@ -49,12 +49,14 @@ _SHORT_LABEL, _LONG_LABEL = 256, 2**20
 class Owner:
     """Descriptors that C has opened, until they are closed or handed over.
 
-    A signal handler may raise after any call. So the struct has its destructor
-    before C fills it. Who hands descriptors over sets `struct.released` last,
-    just before the return: a store is no call, so no handler runs in between.
-    (So no helper can do it for several functions.) The destructor is the net.
-    But an exception that is kept keeps its frames, and so the owner: close it
-    in an `except` as well.
+    A signal handler may raise after any call. So:
+
+    1. Make the Owner, which has a destructor, before C opens anything.
+    2. To hand descriptors over, set `struct.released` just before `return`. A
+       store is no call, so no handler runs in between. (No helper can do that
+       for several functions.)
+    3. Close the Owner in `except BaseException`. An exception that is kept
+       keeps its frames, and so the Owner.
 
     Only `_guard` has the destructor. Never use it: in a reference cycle, its
     memory may be freed while Python code still uses `struct`.

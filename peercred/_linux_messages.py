@@ -151,7 +151,7 @@ def send(
 
 def _fileno(sock: socket.socket) -> int:
     # A subclass with its own recvmsg(), such as SSLSocket, has no messages.
-    # Whatever its fileno() says, ask the descriptor that the others use.
+    # Whatever its fileno() says, ask the descriptor that recvmsg() uses.
     plain = socket.socket
     try:
         if type(sock) is plain or (issubclass(type(sock), plain) and type(sock).recvmsg is plain.recvmsg):
@@ -181,16 +181,17 @@ def _is_stream(fd: int) -> bool:
 
 
 def _disbelieve(sock: socket.socket, fd: int, fields: dict[str, Any]) -> None:
-    """Drop the sender without a visible pid, if the kernel means nobody.
+    """Believe in a sender without a visible pid only if it is certain.
 
-    If in doubt, it does.
+    The kernel says pid 0 for a sender outside the PID namespace, but also for
+    none.
     """
     cred = fields["cred"]
     if cred is None and fields["data"]:
         return  # only the end of a stream has neither, and its label must go
     # By now, another thread may have closed the descriptor or replaced it.
-    kinds = {int(sock.type), _int_option(fd, lib.SO_TYPE)}
-    if kinds not in ({lib.SOCK_DGRAM}, {lib.SOCK_SEQPACKET}):
+    kind = _int_option(fd, lib.SO_TYPE)
+    if kind != sock.type or kind not in (lib.SOCK_DGRAM, lib.SOCK_SEQPACKET):
         # The end of a stream comes as pid 0 of root, and so does data that was
         # sent while SO_PASSCRED was off, if it is on by now.
         fields["cred"] = fields["label"] = None

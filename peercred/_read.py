@@ -1,4 +1,4 @@
-"""What the kernel recorded about a peer: one function per socket option."""
+"""What the kernel recorded about a peer: one function per question."""
 
 from __future__ import annotations
 

@@ -34,9 +34,10 @@ at the uid and the primary group: a message has no supplementary groups.
 On a *stream*, believe `Message.cred` only if no stranger also holds the
 receiving end. Whoever passed you the socket may have kept it, and can turn
 SO_PASSCRED off. Then the kernel merges data of several senders under the
-ids of one, and reports other data as sent by pid 0 of root. So pid 0 on a
-stream is nobody, even if it is a sender outside the PID namespace. For such
-senders, use a datagram or seqpacket socket, or `peercred.read`.
+ids of one, and reports other data as sent by pid 0 of root. So pid 0 is
+never believed on a stream, even if it is a sender outside the PID
+namespace. For such senders, use a datagram or seqpacket socket, or
+`peercred.read`.
 
 Under systemd's socket activation, the message that starts the service was
 queued before the service could call `enable`. It has a sender only if the
@@ -201,9 +202,10 @@ def send(
             mapping.
             With `fds`: EBADF: one is not open. EPERM: the receiver refuses
             descriptors. ETOOMANYREFS: too many are in flight.
-        ValueError: No data on a stream socket, so nothing would arrive. Too
-            many descriptors, or a number that none can have. A memoryview
-            that is not contiguous. `flags` out of range.
+        ValueError: `cred` or `fds` without data on a stream socket, where
+            they would not arrive. Too many descriptors, or a number that
+            none can have. A memoryview that is not contiguous. `flags` out
+            of range.
         NoPeerError, UnsupportedError, TypeError: As `enable`.
 
     See unix(7), send(2) and credentials(7). Linux 2.2 and later.

@@ -61,7 +61,7 @@ def process_of(conn: socket.socket) -> tuple[str | None, list[str] | None, bool 
     try:
         proc = peercred.open_proc(conn)
         try:
-            # A zombie, unless only the first of its threads has ended.
+            # A zombie. With more threads, only the first has ended.
             if re.search(rb"^State:\sZ.*^Threads:\s1$", contents(proc, "status"), re.MULTILINE | re.DOTALL):
                 return None, None, False
             alive = True

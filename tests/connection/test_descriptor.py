@@ -111,7 +111,7 @@ def test_transport_with_something_else_is_refused(answer):
 @pytest.mark.parametrize("answer", [None, True, "3", 3.0, b"", object()])
 def test_fileno_that_is_no_int_is_refused(answer):
     """A fileno() that returns no int is a TypeError."""
-    with pytest.raises(TypeError, match=r"fileno\(\) of 'Holder' object returned .*, not an int"):
+    with pytest.raises(TypeError, match=r"the descriptor of 'Holder' object is .*, not an int"):
         peercred.read(Holder(answer))
     with pytest.raises(TypeError, match="not an int"):
         peercred.read(Transport(Holder(answer)))
