@@ -25,9 +25,9 @@ print(shutil.copy(build_ffi.ffibuilder().compile(sys.argv[1]), "peercred"))
 """
 # Children that end by os._exit() write down what they have reached, too.
 PYTEST = """
-import ctypes, os, pytest
+import ctypes, os, pytest, sys
 os._exit = ctypes.CDLL(None).exit
-os._exit(pytest.main())
+sys.exit(pytest.main())
 """
 
 
