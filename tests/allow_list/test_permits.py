@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from unittest.mock import Mock
 
 import pytest
@@ -47,6 +48,21 @@ def test_permits_takes_groups_as_ints(groups):
     """permits() refuses groups that are text, bytes or floats."""
     with pytest.raises(TypeError):
         AllowList(gids={5}).permits(Cred(1, 0, 0), groups)
+
+
+class One:
+    """An integer that is no int, as NumPy's are."""
+
+    def __index__(self):
+        return 1
+
+
+@pytest.mark.parametrize("group", [True, False, One()], ids=["True", "False", "__index__"])
+@pytest.mark.parametrize("before", [(), (4, 5)], ids=["alone", "after good ones"])
+def test_permits_takes_no_bool_as_a_group(group, before):
+    """True is not group 1, as it is no uid of a Cred or a list either."""
+    with pytest.raises(TypeError, match=f"not {re.escape(repr(group))}$"):
+        AllowList(gids={0, 1}).permits(Cred(1, 1000, 1000), [*before, group])
 
 
 def test_group_cannot_decide_what_it_is_equal_to():
