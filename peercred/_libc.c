@@ -151,9 +151,10 @@ static FOR_PYTHON void close_owned(struct owned *owned)
    elsewhere, to an address. */
 static int check_peer(int fd)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNSPEC};
+    struct sockaddr_un address;
     socklen_t length = sizeof address;
 
+    address.sun_family = AF_UNSPEC;
     if (getpeername(fd, (struct sockaddr *)&address, &length) != 0)
         return -errno - IN_GETPEERNAME;
     if (address.sun_family == AF_UNSPEC) /* nothing has been written */
