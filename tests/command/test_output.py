@@ -221,7 +221,8 @@ def outputs_about(name, arguments, env):
 
     That is on standard output, and on standard error if nobody listens.
     """
-    address = f"peercred-{os.getpid()}-{name}".encode()
+    # Containers may share abstract addresses, and have equal pids.
+    address = f"peercred-{os.urandom(8).hex()}-{name}".encode()
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(b"\0" + address)
         with named(server, name.encode()):
