@@ -96,7 +96,7 @@ FOR_PYTHON struct owned {
 FOR_PYTHON enum { OWN_PIDFD, OWN_FDS, OWN_STRAYS /* what nobody asked for */ };
 
 /* Returns 0 if there is no owner, or no room. */
-static int own(struct owned *owned, int kind, int room, int fd)
+static int add_owned(struct owned *owned, int kind, int room, int fd)
 {
     if (owned == NULL || owned->count[kind] >= room)
         return 0;
@@ -254,7 +254,7 @@ static FOR_PYTHON int peerpidfd(int fd, struct owned *owned)
     int pidfd = int_option(fd, SO_PEERPIDFD), error = check_peer(fd);
 
     if (error == 0 && pidfd >= 0)
-        own(owned, OWN_PIDFD, 1, pidfd);
+        add_owned(owned, OWN_PIDFD, 1, pidfd);
     else if (pidfd >= 0)
         close(pidfd); /* a listening socket gave one of this process */
     return error < 0 ? error : pidfd;
@@ -302,7 +302,7 @@ static FOR_PYTHON int open_proc(struct owned *holder, struct owned *owned)
     pid = pid_in_proc(pidfd);
     error = __atomic_load_n(&holder->count[OWN_PIDFD], __ATOMIC_ACQUIRE) == 0 ? -EBADF : pid < 0 ? pid : 0;
     if (error == 0 && directory >= 0)
-        own(owned, OWN_FDS, 1, directory);
+        add_owned(owned, OWN_FDS, 1, directory);
     else if (directory >= 0)
         close(directory);
     return error < 0 ? error : directory;
@@ -396,11 +396,11 @@ static void keep_fds(struct received *received, struct owned *owned, int kind, i
         memcpy(&fd, fds, sizeof fd);
         if (fd < 0) {
             received->pidfd_error = fd;
-        } else if (own(owned, kind, room, fd)) {
+        } else if (add_owned(owned, kind, room, fd)) {
             received->kept++;
         } else {
             received->flags |= MSG_CTRUNC;
-            if (!own(owned, OWN_STRAYS, FDS_MAX, fd))
+            if (!add_owned(owned, OWN_STRAYS, FDS_MAX, fd))
                 WITHOUT_GIL(close(fd);)
         }
     }

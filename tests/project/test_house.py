@@ -202,7 +202,12 @@ print(*sorted(set(sys.modules) - before - {"peercred"}))
     assert not {name for name in result.stdout.split() if "message" in name}
 
 
-def test_every_question_is_in_the_table():
-    """support/questions.py, which the tests read, has all public functions."""
+def test_every_question_is_everywhere():
+    """All public functions are in support/questions.py, which the tests read.
+
+    The package's own help and typed_usage.py show how to call each.
+    """
     functions = {name for name in peercred.__all__ if inspect.isfunction(getattr(peercred, name))}
     assert functions == {question.name for question in QUESTIONS}
+    for text in (peercred.__doc__, Path(__file__).with_name("typed_usage.py").read_text()):
+        assert functions == set(re.findall(r"\bpeercred\.(\w+)\(conn", text)) & functions
