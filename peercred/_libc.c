@@ -316,6 +316,13 @@ static const int OPTIONS[] = {SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC, SO_PASSRIGH
 enum { OPTIONS_COUNT = sizeof OPTIONS / sizeof *OPTIONS };
 #define IN_OPTION(i) (IN_SO_PASSCRED + ((i) << 12))
 
+/* Has the kernel no such option? (EOPNOTSUPP: SO_PASSSEC, from Linux 6.16 on,
+   without CONFIG_SECURITY_NETWORK.) */
+static int is_lacking(int error)
+{
+    return error == ENOPROTOOPT || error == EOPNOTSUPP;
+}
+
 /* Which of these are on. (Up to Linux 6.12, other families have SO_PASSCRED too,
    without any effect.) */
 static FOR_PYTHON int pass_options(int fd, int options)
@@ -329,7 +336,7 @@ static FOR_PYTHON int pass_options(int fd, int options)
     for (int i = 0; i < OPTIONS_COUNT; i++) {
         int on = options & 1 << i ? int_option(fd, OPTIONS[i]) : 0;
 
-        if (on == -ENOPROTOOPT)
+        if (is_lacking(-on))
             on = OPTIONS[i] == SO_PASSRIGHTS;
         if (on < 0)
             return on - IN_OPTION(i);
@@ -344,8 +351,10 @@ static int set_option(int fd, int i, int options)
 
     if (setsockopt(fd, SOL_SOCKET, OPTIONS[i], &on, sizeof on) == 0)
         return 0;
-    /* An option that the kernel lacks need not be turned off. */
-    return errno == ENOPROTOOPT && (!on || OPTIONS[i] == SO_PASSRIGHTS) ? 0 : -errno - IN_OPTION(i);
+    if (!is_lacking(errno))
+        return -errno - IN_OPTION(i);
+    /* What the kernel lacks need not be turned off. */
+    return !on || OPTIONS[i] == SO_PASSRIGHTS ? 0 : -ENOPROTOOPT - IN_OPTION(i);
 }
 
 /* Turns these on and the others off. After an error, all are as before. */

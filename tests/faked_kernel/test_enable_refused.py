@@ -17,6 +17,10 @@ pytestmark = needs_seccomp
 OPTIONS = {"creds": socket.SO_PASSCRED, "pidfd": SO_PASSPIDFD, "label": socket.SO_PASSSEC}
 NAMES = {"creds": "SO_PASSCRED", "pidfd": "SO_PASSPIDFD", "label": "SO_PASSSEC", "fds": "SO_PASSRIGHTS"}
 
+# What a kernel says of an option that it lacks. From Linux 6.16 on, one without
+# CONFIG_SECURITY_NETWORK says EOPNOTSUPP of SO_PASSSEC.
+LACKING = [*((name, errno.ENOPROTOOPT) for name in OPTIONS), ("label", errno.EOPNOTSUPP)]
+
 
 def enabled_where(refuse, receiver, **wanted):
     """What enable() raises in a child, by its type and the options it names.
@@ -42,24 +46,24 @@ def enabled_where(refuse, receiver, **wanted):
 
 
 @needs_pidfd
-@pytest.mark.parametrize("name", OPTIONS)
-def test_lacking_and_wanted(datagrams, name):
+@pytest.mark.parametrize(("name", "says"), LACKING)
+def test_lacking_and_wanted(datagrams, name, says):
     """The error names the option that is lacking. The others stay off."""
     receiver, _ = datagrams
     messages.enable(receiver, creds=False)
     wanted = dict.fromkeys(OPTIONS, True)
-    error, on = enabled_where(lambda: refuse_option(OPTIONS[name]), receiver, **wanted)
+    error, on = enabled_where(lambda: refuse_option(OPTIONS[name], says), receiver, **wanted)
     assert error == (UnsupportedError, errno.ENOPROTOOPT, [name])
     assert on == {**dict.fromkeys(OPTIONS, 0), name: None}
 
 
 @needs_pidfd
-@pytest.mark.parametrize("name", OPTIONS)
-def test_lacking_and_not_wanted(datagrams, name):
+@pytest.mark.parametrize(("name", "says"), LACKING)
+def test_lacking_and_not_wanted(datagrams, name, says):
     """An option that is lacking is off, as it was asked for."""
     receiver, _ = datagrams
     wanted = {**dict.fromkeys(OPTIONS, True), name: False}
-    error, on = enabled_where(lambda: refuse_option(OPTIONS[name]), receiver, **wanted)
+    error, on = enabled_where(lambda: refuse_option(OPTIONS[name], says), receiver, **wanted)
     assert error is None
     assert on == {**dict.fromkeys(OPTIONS, 1), name: None}
 
@@ -107,15 +111,16 @@ def test_kernel_that_cannot_refuse_descriptors(datagrams, fds):
     assert call(child) == (os.getuid(), 1)
 
 
-def test_kernel_without_pidfds(datagrams):
-    """A kernel without SO_PASSPIDFD works if nobody asks for pidfds.
+@pytest.mark.parametrize(("name", "says"), [lacking for lacking in LACKING if lacking[0] != "creds"])
+def test_lacking_and_receiving(datagrams, name, says):
+    """Messages work where nobody asks for what is lacking.
 
-    Where no pidfd can come, a message lacks none.
+    If no pidfd can come, a message lacks none.
     """
     receiver, sender = datagrams
 
     def child():
-        refuse_option(SO_PASSPIDFD)
+        refuse_option(OPTIONS[name], says)
         messages.enable(receiver)
         messages.send(sender, b"x", fds=(0, 0))
         message = messages.receive(receiver, 10)
