@@ -32,8 +32,10 @@ def emit(stream: TextIO, lines: Iterable[str]) -> None:
     what follows an interrupted write.
     """
     # An 8-bit terminal takes some bytes of UTF-8 and of other encodings for
-    # control characters. Python writes UTF-8 even if the locale is C.
-    is_utf8 = sys.platform == "linux" and locale.nl_langinfo(locale.CODESET) == "UTF-8"
+    # control characters. If the locale is C, Python itself sets LC_CTYPE to
+    # C.UTF-8, unless LC_ALL is set (PEP 538).
+    is_c = os.environ.get("LC_CTYPE") == "C.UTF-8" and not os.environ.get("LC_ALL")
+    is_utf8 = sys.platform == "linux" and not is_c and locale.nl_langinfo(locale.CODESET) == "UTF-8"
     data = "".join(f"{line}\n" for line in lines).encode("utf-8" if is_utf8 else "ascii", "backslashreplace")
     while data:
         try:

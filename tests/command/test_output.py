@@ -188,6 +188,17 @@ def test_locale_that_is_not_utf8(encoding, arguments):
     assert error.count(escape) == 1
 
 
+@needs_pidfd
+@pytest.mark.parametrize(
+    "given", [{}, {"LANG": "C"}, {"LC_CTYPE": "POSIX"}, {"LANG": "missing.KOI8-R"}], ids=lambda given: str(*given)
+)
+def test_locale_that_python_changes(given):
+    """Where Python makes a UTF-8 locale of C by itself, it is C (PEP 538)."""
+    env = {name: value for name, value in ENVIRONMENT.items() if name != "LANG" and not name.startswith("LC_")}
+    answer, error = outputs_about(CSI["utf-8"], [], {**env, **given})
+    assert (answer + error).isascii()
+
+
 @pytest.fixture(scope="session")
 def koi8_r(tmp_path_factory):
     """An environment with a locale whose codeset is KOI8-R."""
@@ -209,9 +220,10 @@ def test_koi8_r(koi8_r):
 
 
 @needs_pidfd
-def test_locale_with_utf8():
+@pytest.mark.parametrize("given", [{"LC_ALL": "C.UTF-8"}, {"LC_ALL": "", "LC_CTYPE": "", "LANG": "C.UTF-8"}])
+def test_locale_with_utf8(given):
     """Characters that can be printed are not escaped in a locale with UTF-8."""
-    answer, error = outputs_about("caf\u00e9\u009b", [], {**ENVIRONMENT, "LC_ALL": "C.UTF-8"})
+    answer, error = outputs_about("caf\u00e9\u009b", [], {**ENVIRONMENT, **given})
     assert answer.decode().count(r"caf\u00e9\x9b".replace(r"\u00e9", "\u00e9")) == 2
     assert error.decode().count(r"caf\u00e9\x9b".replace(r"\u00e9", "\u00e9")) == 1
 
