@@ -134,7 +134,8 @@ class AllowList:
         """
         check_cred(cred)
         _check_iterable("groups", groups, "ints")
-        return cred is not None and self._permits(cred, (checked("a group id", gid) for gid in groups))
+        gids = [checked("a group id", gid) for gid in groups]
+        return cred is not None and self._permits(cred, gids)
 
     def _permits(self, cred: Cred, groups: Ids) -> bool:
         if cred.uid in self.uids and cred.uid != self._overflow_uid:

@@ -44,10 +44,14 @@ def test_permits_a_cred_only(cred):
 
 
 @pytest.mark.parametrize("groups", ["docker", b"\x05", 5, None, ["5"], [5.0], [None]])
-def test_permits_takes_groups_as_ints(groups):
-    """permits() refuses groups that are text, bytes or floats."""
+@pytest.mark.parametrize("cred", [Cred(1, 0, 0), Cred(1, 5, 5), None], ids=["undecided", "decided", "None"])
+def test_permits_takes_groups_as_ints(cred, groups):
+    """permits() refuses groups that are text, bytes or floats.
+
+    It does so even where they do not decide.
+    """
     with pytest.raises(TypeError):
-        AllowList(gids={5}).permits(Cred(1, 0, 0), groups)
+        AllowList(uids={5}, gids={5}).permits(cred, groups)
 
 
 class One:
