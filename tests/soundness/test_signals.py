@@ -200,7 +200,7 @@ def deciding(function, expected):
 
 
 def making_a_list(receiver, sender):
-    """Make a list, for which files of /proc are opened."""
+    """Make a list, for which two sockets are opened."""
     yield partial(peercred.AllowList, uids={"root"}, gids={0})
 
 
