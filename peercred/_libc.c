@@ -145,6 +145,28 @@ static FOR_PYTHON void close_owned(struct owned *owned)
         ;
 }
 
+/* Does a socket without a peer have ids of -1, as on Linux? gVisor before
+   release-20251103 answers with the ids of whoever asks, which would make every
+   client the server's own user. Asked until it is known; if seccomp forbids the
+   socket, that is never. */
+static int is_sound(void)
+{
+    static int known;
+    struct ucred nobody;
+
+    if (__atomic_load_n(&known, __ATOMIC_RELAXED))
+        return 1;
+    int alone = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (alone < 0)
+        return 1;
+    int length = ask(alone, SO_PEERCRED, &nobody, sizeof nobody);
+    close(alone); /* it cannot block */
+    if (length == (int)sizeof nobody && nobody.uid != (uid_t)-1)
+        return 0;
+    __atomic_store_n(&known, 1, __ATOMIC_RELAXED);
+    return 1;
+}
+
 /* 0 if the socket is connected to one Unix socket. SO_PEER* succeed without that:
    listening sockets (ENOTCONN here) and all Bluetooth sockets answer with their
    own ids. A datagram socketpair still names its maker when it is connected
@@ -154,6 +176,8 @@ static int check_peer(int fd)
     struct sockaddr_un address;
     socklen_t length = sizeof address;
 
+    if (!is_sound())
+        return -ENOPROTOOPT;
     address.sun_family = AF_UNSPEC;
     if (getpeername(fd, (struct sockaddr *)&address, &length) != 0)
         return -errno - IN_GETPEERNAME;
@@ -347,12 +371,14 @@ static FOR_PYTHON int pass_options(int fd, int options)
 
 static int set_option(int fd, int i, int options)
 {
-    int on = options >> i & 1;
+    int on = options >> i & 1, error = 0;
 
-    if (setsockopt(fd, SOL_SOCKET, OPTIONS[i], &on, sizeof on) == 0)
-        return 0;
-    if (!is_lacking(errno))
-        return -errno - IN_OPTION(i);
+    if (setsockopt(fd, SOL_SOCKET, OPTIONS[i], &on, sizeof on) != 0)
+        error = errno;
+    else if (on) /* gVisor accepts what it lacks */
+        error = -MIN(int_option(fd, OPTIONS[i]), 0);
+    if (!is_lacking(error))
+        return error == 0 ? 0 : -error - IN_OPTION(i);
     /* What the kernel lacks need not be turned off. */
     return !on || OPTIONS[i] == SO_PASSRIGHTS ? 0 : -ENOPROTOOPT - IN_OPTION(i);
 }

@@ -19,7 +19,8 @@ def read(conn: Connection) -> Cred:
 
     This calls `getsockopt(fd, SOL_SOCKET, SO_PEERCRED, ...)` and then
     getpeername(2), because a listening socket and a Bluetooth socket
-    would answer with their own ids.
+    would answer with their own ids. A process's first question also makes
+    a socket, to see that one without a peer has no ids.
 
     If you accepted the connection, the peer is the process that called
     connect(2). If you connected, it is the last process that called
@@ -61,7 +62,8 @@ def read(conn: Connection) -> Cred:
             a datagram socket without a fixed peer. EAFNOSUPPORT: it is
             not a Unix socket.
         UnsupportedError: ENOTSUP: this is not Linux. ENOPROTOOPT: the
-            kernel lacks the option.
+            kernel lacks the option, or takes whoever asks for the peer
+            (gVisor before release-20251103).
         OSError: EBADF: it is closed, or was never open. ENOTSOCK: it is
             not a socket. EPROTO: the kernel's answer is malformed.
         TypeError: `conn` holds no descriptor.

@@ -152,8 +152,8 @@ def receive(sock: socket.socket, bufsize: int, flags: int = 0, *, max_fds: int =
         OSError: As `socket.recvmsg`: BlockingIOError, TimeoutError, EBADF,
             EINVAL (the stream is not connected).
             EMSGSIZE: the credentials or the label are not complete. A
-            sender cannot cause that, but SO_TIMESTAMP on a datagram socket
-            does. The message is lost, except with MSG_PEEK.
+            sender cannot cause that, but SO_TIMESTAMP on a datagram or
+            seqpacket socket does. The message is lost, except with MSG_PEEK.
         ValueError: `bufsize`, `flags` or `max_fds` is out of range.
         MemoryError: There is no room for `bufsize` bytes.
         NoPeerError, UnsupportedError, TypeError: As `enable`.

@@ -23,16 +23,20 @@ SHIM = r"""
 #include <string.h>
 #include <sys/socket.h>
 
-/* getsockopt(2), but FAKE_OPTION answers the bytes of FAKE_ANSWER (in hex). Too small a buffer is ERANGE and the size,
-   but for SO_PEERCRED, which is cut off; with FAKE_GROWTH the size is never enough. FAKE_LENGTH is a lie about the
-   length. And if the interpreter's lock is not held, EDEADLK is the answer. */
+/* getsockopt(2), but FAKE_OPTION answers the bytes of FAKE_ANSWER (in hex), and SO_PEERCRED so only of a socket with a
+   peer. Too small a buffer is ERANGE and the size, but for SO_PEERCRED, which is cut off; with FAKE_GROWTH the size is
+   never enough. FAKE_LENGTH is a lie about the length. And if the interpreter's lock is not held, EDEADLK is the
+   answer. */
 int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 {
     int (*real)(int, int, int, void *, socklen_t *) = dlsym(RTLD_NEXT, "getsockopt");
     const char *answer = getenv("FAKE_ANSWER");
     int (*held)(void) = dlsym(RTLD_DEFAULT, "PyGILState_Check"); /* which PyPy lacks */
     socklen_t i, size = answer ? strlen(answer) / 2 : 0;
+    struct sockaddr peer;
 
+    if (option == SO_PEERCRED && getpeername(fd, &peer, &(socklen_t){sizeof peer}) != 0)
+        return real(fd, level, option, value, length);
     if (level != SOL_SOCKET || option != atoi(getenv("FAKE_OPTION")))
         return real(fd, level, option, value, length);
     if (held && !held())

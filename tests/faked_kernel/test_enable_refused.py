@@ -69,6 +69,22 @@ def test_lacking_and_not_wanted(datagrams, name, says):
 
 
 @needs_pidfd
+@pytest.mark.parametrize("name", OPTIONS)
+def test_lacking_but_accepted(datagrams, name):
+    """gVisor lets everybody turn on what it lacks. That is no success."""
+    receiver, _ = datagrams
+    messages.enable(receiver, creds=False)
+
+    def lack():
+        refuse("setsockopt", 0, option(OPTIONS[name]))
+        refuse("getsockopt", errno.ENOPROTOOPT, option(OPTIONS[name]))
+
+    error, on = enabled_where(lack, receiver, **dict.fromkeys(OPTIONS, True))
+    assert error == (UnsupportedError, errno.ENOPROTOOPT, [name])
+    assert on == {**dict.fromkeys(OPTIONS, 0), name: None}
+
+
+@needs_pidfd
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("name", [*OPTIONS, pytest.param("fds", marks=needs_passrights)])
 def test_refused(datagrams, name, before):
