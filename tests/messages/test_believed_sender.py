@@ -21,11 +21,7 @@ from peers import Child, become, call, needs_root, state
 
 from peercred import AllowList, messages
 
-pytestmark = [
-    needs_root,
-    # Strangers are forked while a thread waits. Python warns of that.
-    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
-]
+pytestmark = needs_root
 
 STRANGER = 1001
 ROOT = AllowList(uids={0})

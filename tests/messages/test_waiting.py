@@ -80,8 +80,9 @@ def received_in_a_thread(receiver, flags=0):
     thread = threading.Thread(target=lambda: outcomes.append(outcome(messages.receive, receiver, 100, flags)))
     thread.start()
     # It waits for the socket, because this thread has the GIL.
-    while thread.is_alive() and state(f"/proc/self/task/{thread.native_id}") != "S":
-        time.sleep(0.001)
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended already
+        while state(f"/proc/self/task/{thread.native_id}") != "S":
+            time.sleep(0.001)
     yield outcomes
     thread.join()
 
