@@ -45,9 +45,9 @@ import peercred
 conn, other = socket.socketpair()
 for _ in range(3):
     try:
-        print(eval(sys.argv[1])(conn).pid == os.getpid())
+        print(eval(sys.argv[1])(conn).pid == os.getpid(), flush=True)
     except OSError as error:
-        print(type(error).__name__, error.errno)
+        print(type(error).__name__, error.errno, flush=True)
 """
 
 LISTS = f"uids={{{os.geteuid()}}}", f"gids={{{os.getegid()}}}"
