@@ -147,8 +147,8 @@ static FOR_PYTHON void close_owned(struct owned *owned)
 
 /* Does a socket without a peer have ids of -1, as on Linux? gVisor before
    release-20251103 answers with the ids of whoever asks, which would make every
-   client the server's own user. Asked until it is known; if seccomp forbids the
-   socket, that is never. */
+   client the server's own user. Asked until it is known, which is never if no
+   socket can be made (seccomp). */
 static int is_sound(void)
 {
     static int known;
